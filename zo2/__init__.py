@@ -1,0 +1,1 @@
+"""Zeroth-order fine-tuning of language models that are larger than GPU memory."""

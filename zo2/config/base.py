@@ -1,0 +1,99 @@
+"""Settings that every zeroth-order method shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from zo2.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+UNITS = ("block", "leaf")
+
+
+@dataclass
+class ZOSettings:
+    """What to optimise with, and where the weights live.
+
+    Attributes:
+        lr: learning rate, the factor on the projected gradient; may be changed at every step
+            through ``model.opt.param_groups`` or a torch scheduler.
+        weight_decay: decoupled weight decay; biases and norms are skipped, as in MeZO.
+        eps: size of the perturbation, in units of the weights.
+        zo2: stream the decoder blocks from host memory; ``False`` keeps every weight on the
+            working device (plain MeZO).
+        offloading_blocks: indices of the decoder blocks to stream; ``None`` streams all.
+        offloading_device: where streamed weights rest; only ``"cpu"`` exists.
+        working_device: where passes run; ``None`` takes CUDA if present, else the CPU.
+        overlap: copy weights while passes compute; ``False`` uses a single device buffer.
+        slots: number of device buffers that streamed units share.
+        unit: what is moved at once: ``"block"`` (a decoder block) or ``"leaf"`` (one layer).
+        direction: family of the random direction z: ``"gaussian"``, ``"rademacher"``,
+            ``"rank1"``, or any registered family.
+        seed: seed of the whole run; ``None`` draws one from torch's global generator, so that
+            ``seed_everything`` makes a run repeatable.
+        update_window: how many updates may be pending before they are written into the
+            stored weights; 1 writes every step's update during the next sweep.
+        stochastic_rounding: round half-precision weights up or down at random, without bias,
+            when an update is written; ``False`` rounds to nearest and loses small updates.
+        debug_mode: use z = 1 everywhere, which makes runs comparable by hand.
+        amp: not supported; load the model in the precision it should have.
+    """
+
+    zo_method: str = field(default="", init=False)
+    lr: float = 1e-3
+    weight_decay: float = 1e-1
+    eps: float = 1e-3
+    zo2: bool = True
+    offloading_blocks: Sequence[int] | None = None
+    offloading_device: str = "cpu"
+    working_device: str | torch.device | None = None
+    overlap: bool = True
+    slots: int = 3
+    unit: str = "block"
+    direction: str = "gaussian"
+    seed: int | None = None
+    update_window: int = 1
+    stochastic_rounding: bool = True
+    debug_mode: bool = False
+    amp: bool = False
+    precision_on_offloading_device: Any = None
+    precision_on_working_device: Any = None
+
+    def validate(self) -> None:
+        """Raise `ConfigError` on the first setting that cannot work."""
+        for name in ("lr", "weight_decay", "eps"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name} must be a finite number >= 0, not {value!r}.")
+        if self.eps == 0:
+            raise ConfigError("eps must be greater than 0; MeZO uses 1e-3.")
+        if self.unit not in UNITS:
+            raise ConfigError(f"unit must be one of {', '.join(UNITS)}, not {self.unit!r}.")
+        for name in ("slots", "update_window"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} must be an integer of at least 1, not {getattr(self, name)!r}."
+                )
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must lie in 0 .. 2**63 - 1, not {self.seed!r}.")
+        if str(self.offloading_device) != "cpu":
+            raise ConfigError(
+                f"offloading_device must be 'cpu', not {str(self.offloading_device)!r}: weights "
+                "are streamed from host memory."
+            )
+        if self.amp:
+            raise ConfigError(
+                "amp=True is not supported: load the model in the precision its weights should "
+                "have (from_pretrained(..., torch_dtype=torch.bfloat16)), or call the model "
+                "inside torch.autocast."
+            )
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of the settings the constructor takes."""
+        return tuple(f.name for f in fields(cls) if f.init)

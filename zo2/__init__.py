@@ -1,1 +1,46 @@
-"""Zeroth-order fine-tuning of language models that are larger than GPU memory."""
+"""Zeroth-order fine-tuning of language models that are larger than GPU memory.
+
+>>> import zo2
+>>> model = zo2.prepare(model, zo2.ZOConfig(lr=1e-6))
+>>> loss = model(input_ids=ids, labels=ids)  # one step
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zo2.attach import prepare, zo_hf_init
+    from zo2.config import FZOOConfig, MeZOSGDConfig, ZOConfig
+    from zo2.errors import ConfigError, DataError, ModelError, NonFiniteLossError, ZO2Error
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ConfigError": "zo2.errors",
+    "DataError": "zo2.errors",
+    "FZOOConfig": "zo2.config",
+    "MeZOSGDConfig": "zo2.config",
+    "ModelError": "zo2.errors",
+    "NonFiniteLossError": "zo2.errors",
+    "ZO2Error": "zo2.errors",
+    "ZOConfig": "zo2.config",
+    "prepare": "zo2.attach",
+    "zo_hf_init": "zo2.attach",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that ``import zo2`` stays quick and does not load torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zo2' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

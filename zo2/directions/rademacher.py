@@ -9,9 +9,7 @@ from zo2.directions.base import Family, ParameterShape, register
 from zo2.directions.words import Purpose, signs
 
 
-def fill_signs(
-    out: torch.Tensor, seed: int, parameter: int, purpose: Purpose, start: int
-) -> None:
+def fill_signs(out: torch.Tensor, seed: int, parameter: int, purpose: Purpose, start: int) -> None:
     """Write signs ``start`` .. of a stream into ``out`` by the fastest means at hand."""
     if out.device.type == "cpu" and compiled.available():
         compiled.fill_signs(out, seed, parameter, purpose, start)

@@ -1,0 +1,391 @@
+"""Turning a loaded model into one that trains itself: `prepare`, and ZO2's `zo_hf_init`.
+
+`prepare` leaves the model's class alone. It gives the instance the attributes that ZO2 users
+know (``zo_train``, ``zo_eval``, ``opt``, ...) and a ``forward`` that runs the original one in
+sweeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import math
+import types
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from zo2.config import MeZOSGDConfig, ZOSettings
+from zo2.directions import get_family
+from zo2.directions.seeds import child_seed
+from zo2.engine.engine import Engine
+from zo2.engine.placement import Placement
+from zo2.engine.weights import TorchArithmetic
+from zo2.errors import ConfigError, DataError, ModelError, NonFiniteLossError
+from zo2.losses import LossHooks, forward_with_loss
+from zo2.methods import Perturbation, get_method
+from zo2.optimizer import ZOOptimizer
+
+Batch = Mapping[str, Any]
+
+
+def prepare(
+    model: nn.Module, config: ZOSettings | None = None, *, placement: Placement | None = None
+) -> Any:
+    """Make ``model`` train by zeroth-order steps, its weights streamed from host memory.
+
+    Afterwards, calling the model in training mode (``model.zo_train()``, the initial mode) is
+    one step and returns the loss; in evaluation mode it is a plain forward.
+
+    Args:
+        model: a loaded model on the CPU or on the working device, with floating-point weights.
+        config: settings; `MeZOSGDConfig()` if left out.
+        placement: which units are streamed; by default what ``config`` says.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ModelError: the model is quantised, spread over devices, or has unloaded weights.
+        ConfigError: a setting cannot work.
+    """
+    config = config or MeZOSGDConfig()
+    config.validate()
+    if "_zo" in model.__dict__:
+        raise ModelError("This model is prepared already; load it again for other settings.")
+    check_model(model)
+    ZOState(model, config, placement or _placement(config))
+    return model
+
+
+@contextlib.contextmanager
+def zo_hf_init(config: ZOSettings | None = None) -> Iterator[None]:
+    """Give every transformers model that is made within the context a ``zo_init(config)``.
+
+    Any class of transformers will do, the Auto classes too. ``zo_init`` without an argument
+    uses ``config``; it is `prepare` under ZO2's name.
+    """
+    import transformers
+
+    base = transformers.PreTrainedModel
+    original = base.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.__dict__["zo_init"] = types.MethodType(_zo_init, self)
+
+    def _zo_init(self: Any, zo_config: ZOSettings | None = None) -> Any:
+        del self.__dict__["zo_init"]
+        return prepare(self, zo_config or config)
+
+    base.__init__ = init
+    try:
+        yield
+    finally:
+        base.__init__ = original
+
+
+class ZOState:
+    """What a prepared model carries: its engine, method, hooks and mode."""
+
+    def __init__(self, model: nn.Module, config: ZOSettings, placement: Placement) -> None:
+        self.model, self.config = model, config
+        self.device = _working_device(config)
+        self.method = get_method(config)
+        self.seed = (
+            config.seed if config.seed is not None else int(torch.randint(2**63 - 1, ()).item())
+        )
+        self.train_hooks, self.eval_hooks = LossHooks(), LossHooks()
+        self._forward = model.forward
+        names = inspect.signature(self._forward).parameters
+        self._positional = [
+            name for name, p in names.items() if p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        model.eval()
+        self.engine = Engine(
+            model,
+            self.device,
+            placement,
+            TorchArithmetic(
+                get_family("ones" if config.debug_mode else config.direction),
+                config.stochastic_rounding,
+            ),
+            config.unit,
+            config.update_window,
+        )
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        if not trainable:
+            raise ModelError(
+                "Every parameter is frozen (requires_grad=False), so there is nothing to train: "
+                "leave at least one trainable."
+            )
+        self.optimizer = ZOOptimizer(trainable, config, self.engine)
+        self._attach()
+
+    def _attach(self) -> None:
+        model: Any = self.model
+        attributes: dict[str, Any] = {
+            "_zo": self,
+            "opt": self.optimizer,
+            "zo_config": self.config,
+            "zo_training": True,
+            "zo_train": functools.partial(self._set_mode, True),
+            "zo_eval": functools.partial(self._set_mode, False),
+            "zo_step": self.step,
+            "zo_forward": self.evaluate,
+            "zo_settle": self.engine.settle,
+            "zo_custom_train_loss_fn": None,
+            "zo_custom_eval_loss_fn": None,
+            "register_zo_train_loss_fn_pre_hook": self.train_hooks.pre.append,
+            "register_zo_train_loss_fn_post_hook": self.train_hooks.post.append,
+            "register_zo_eval_loss_fn_pre_hook": self.eval_hooks.pre.append,
+            "register_zo_eval_loss_fn_post_hook": self.eval_hooks.post.append,
+        }
+        model.__dict__.update(attributes)
+
+        @functools.wraps(self._forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            kwargs.update(zip(self._positional, args, strict=False))
+            if model.zo_training:
+                return self.step([kwargs])
+            return self.evaluate([kwargs])[0]
+
+        model.forward = forward
+
+    def _set_mode(self, training: bool) -> None:
+        self.model.zo_training = training  # type: ignore[assignment]
+        self.model.eval()  # dropout is off in both modes, as in MeZO
+
+    def step(self, batches: Sequence[Batch], weights: Sequence[float] | None = None) -> Any:
+        """One step on several micro-batches, which share one sweep of the weights.
+
+        Args:
+            batches: keyword arguments of the model's forward, one mapping per micro-batch.
+            weights: share of each micro-batch in the loss; by default the number of labels
+                (or examples) it has, so that splitting a batch does not change its loss.
+
+        Returns:
+            The loss of the method's first perturbation (for MeZO that at W + eps z, for FZOO
+            that at W): a float32 tensor without dimensions on the working device.
+
+        Raises:
+            NonFiniteLossError: a loss was NaN or infinite. The step is dropped and the weights
+                are those before it.
+            DataError: a batch is empty, or the model returned no loss for it.
+        """
+        batches = [self._to_device(batch) for batch in batches]
+        for batch in batches:
+            _check_not_empty(batch)
+        if not batches:
+            raise DataError("A step needs at least one batch.")
+        shares = _shares(batches, weights)
+        seed = child_seed(self.seed, self.optimizer.steps)
+        eps = self.optimizer.eps
+        perturbations = self.method.perturbations(seed, eps)
+        calls = [self._without_cache(batch) for batch in batches]
+
+        def body(batch: Batch) -> torch.Tensor:
+            custom = self.model.zo_custom_train_loss_fn
+            _, loss = forward_with_loss(
+                self.model,
+                self._forward,
+                self.train_hooks,
+                custom,
+                (),
+                batch,  # type: ignore[arg-type]
+            )
+            if loss is None:
+                raise DataError(
+                    "The model returned no loss: pass labels, or set zo_custom_train_loss_fn."
+                )
+            return loss.float()
+
+        jobs = [
+            (perturbation, functools.partial(body, batch))
+            for perturbation in perturbations
+            for batch in calls
+        ]
+        with torch.no_grad():
+            results = self.engine.sweep(jobs, functools.partial(self._plain, calls[0]))
+            per_pass = torch.stack([r.to(self.device) for r in results])
+            values = per_pass.view(len(perturbations), len(batches)).tolist()
+        losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True)) for row in values]
+        self._check_finite(losses, batches)
+        estimates = self.method.estimate(perturbations, losses, eps)
+        self.optimizer.decide(estimates, rounding_seed=seed)
+        return torch.tensor(losses[0], dtype=torch.float32, device=self.device)
+
+    def evaluate(self, batches: Sequence[Batch]) -> list[Any]:
+        """Plain forwards of several batches over one sweep of the weights.
+
+        Returns:
+            The model's outputs, on the working device, one per batch.
+        """
+        batches = [self._to_device(batch) for batch in batches]
+
+        def body(batch: Batch) -> Any:
+            custom = self.model.zo_custom_eval_loss_fn
+            output, _ = forward_with_loss(
+                self.model,
+                self._forward,
+                self.eval_hooks,
+                custom,
+                (),
+                batch,  # type: ignore[arg-type]
+            )
+            return output
+
+        if not batches:
+            return []
+        jobs = [(Perturbation(), functools.partial(body, batch)) for batch in batches]
+        with torch.no_grad():
+            probe = functools.partial(self._plain, self._without_cache(batches[0]))
+            return self.engine.sweep(jobs, probe)
+
+    def _plain(self, batch: Batch) -> Any:
+        return self._forward(**batch)
+
+    def _without_cache(self, batch: Batch) -> Batch:
+        """A training pass has no use for a key-value cache, and n passes would hold n."""
+        if "use_cache" in self._positional and "use_cache" not in batch:
+            return {**batch, "use_cache": False}
+        return batch
+
+    def _to_device(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(self.device)
+        if isinstance(value, Mapping):
+            return {name: self._to_device(v) for name, v in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._to_device(v) for v in value)
+        return value
+
+    def _check_finite(self, losses: Sequence[float], batches: Sequence[Batch]) -> None:
+        if all(math.isfinite(loss) for loss in losses):
+            return
+        labels = [b["labels"] for b in batches if isinstance(b.get("labels"), torch.Tensor)]
+        if labels and any(bool((one == -100).all()) for one in labels):
+            cause = "every label of a batch is -100, so there is nothing to learn from"
+        else:
+            cause = (
+                "lower lr or eps, or look for overflow in half precision (bfloat16 has the "
+                "range of float32)"
+            )
+        shown = ", ".join(f"{loss:g}" for loss in losses[:4])
+        raise NonFiniteLossError(
+            f"Step {self.optimizer.steps} was dropped because its losses are not finite "
+            f"({shown}): {cause}. The weights are those before the step."
+        )
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise `ModelError`, naming a parameter and what to do, unless ``model`` can be prepared."""
+    placed = getattr(model, "hf_device_map", None) or {}
+    if len(set(placed.values())) > 1 or any(hasattr(m, "_hf_hook") for m in model.modules()):
+        raise ModelError(
+            "This model is already spread by device_map or accelerate hooks; load it without "
+            "device_map, zo2 places the weights itself."
+        )
+    for name, parameter in model.named_parameters():
+        kind = type(parameter).__name__
+        if not parameter.is_floating_point() or kind in ("Params4bit", "Int8Params"):
+            raise ModelError(
+                f"Parameter {name} is quantised ({kind}, {parameter.dtype}); zo2 perturbs the "
+                "weights themselves. Load the model in float32, bfloat16 or float16, without "
+                "quantization_config (for a GGUF file: dequantised)."
+            )
+        if parameter.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ModelError(
+                f"Parameter {name} is {parameter.dtype}; zo2 trains float32, bfloat16 and "
+                "float16. Convert it: model.to(torch.float32)."
+            )
+        if parameter.device.type == "meta":
+            raise ModelError(
+                f"Parameter {name} has no data (it is on the meta device): load the weights "
+                "before preparing the model."
+            )
+    if getattr(model, "is_quantized", False):
+        raise ModelError(
+            "This model is quantised; load it in float32, bfloat16 or float16, without "
+            "quantization_config."
+        )
+
+
+def _working_device(config: ZOSettings) -> torch.device:
+    wanted = config.working_device
+    if wanted is None:
+        return torch.device("cuda", torch.cuda.current_device()) if _cuda() else torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(f"working_device: {wanted!r} is not a device: {error}") from None
+    if device.type == "cuda":
+        if not _cuda():
+            warnings.warn(
+                f"working_device is {str(device)!r} but torch sees no GPU; using the CPU.",
+                stacklevel=4,
+            )
+            return torch.device("cpu")
+        device = torch.device(
+            "cuda", torch.cuda.current_device() if device.index is None else device.index
+        )
+        if device.index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"working_device is {str(device)!r}, but there are only "
+                f"{torch.cuda.device_count()} GPUs."
+            )
+    elif device.type != "cpu":
+        raise ConfigError(f"working_device must be a CUDA device or the CPU, not {device}.")
+    return device
+
+
+def _cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+def _placement(config: ZOSettings) -> Placement:
+    if not config.zo2:
+        return Placement(blocks=frozenset())
+    blocks = config.offloading_blocks
+    return Placement(
+        blocks=None if blocks is None else frozenset(blocks),
+        slots=config.slots if config.overlap else 1,
+    )
+
+
+def _check_not_empty(batch: Batch) -> None:
+    for name, value in batch.items():
+        if isinstance(value, torch.Tensor) and value.dim() and value.numel() == 0:
+            raise DataError(
+                f"The batch is empty: {name} has shape {tuple(value.shape)}. Skip empty batches."
+            )
+
+
+def _shares(batches: Sequence[Batch], weights: Sequence[float] | None) -> list[float]:
+    if weights is None:
+        weights = [_label_count(batch) for batch in batches]
+    if len(weights) != len(batches):
+        raise DataError(f"{len(batches)} batches were given, but {len(weights)} weights.")
+    total = math.fsum(weights)
+    if not total > 0:
+        return [1 / len(batches)] * len(batches)
+    return [weight / total for weight in weights]
+
+
+def _label_count(batch: Batch) -> float:
+    """How many labels a micro-batch's mean loss is over, or how many examples it has."""
+    labels = batch.get("labels", batch.get("targets"))
+    if isinstance(labels, torch.Tensor) and labels.dim() == 2 and not labels.is_floating_point():
+        return float((labels[:, 1:] != -100).sum().item())
+    for value in batch.values():
+        if isinstance(value, torch.Tensor) and value.dim():
+            return float(value.shape[0])
+    return 1.0
+
+
+__all__: Sequence[str] = ("ZOState", "check_model", "prepare", "zo_hf_init")

@@ -1,0 +1,397 @@
+"""The sweep: every unit is brought to the device once, and all passes go through it.
+
+An `Engine` owns a model's weights. Its model stays an ordinary module: hooks on the units'
+modules pause a pass where it enters a unit and hide the unit's weights where it leaves. Between
+sweeps the parameters rest in the store and may lack the last updates; `settle` applies them, and
+reading a parameter does so by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from zo2.engine.lockstep import Lockstep, Pass
+from zo2.engine.partition import Corrections, Unit, partition
+from zo2.engine.placement import Placement
+from zo2.engine.record import Recorder
+from zo2.engine.resting import mark_resting, unmark
+from zo2.engine.store import Store, bind
+from zo2.engine.transfer import InPlace, Transfer
+from zo2.engine.updates import Update, compose
+from zo2.engine.weights import TorchArithmetic
+from zo2.errors import ZO2Error
+from zo2.methods import Perturbation
+
+Body = Callable[[], Any]
+
+
+class Engine:
+    """Runs passes over a model whose weights it owns.
+
+    Args:
+        model: the module; its parameters' data move into the engine's buffers.
+        device: where passes run.
+        placement: which units are streamed, and through what.
+        arithmetic: how weights are updated and perturbed.
+        unit_size: ``"block"`` or ``"leaf"``.
+        update_window: a sweep writes pending updates into the stored weights once so many wait.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        placement: Placement,
+        arithmetic: TorchArithmetic,
+        unit_size: str = "block",
+        update_window: int = 1,
+    ) -> None:
+        self.model, self.device = model, device
+        self._placement, self._arithmetic = placement, arithmetic
+        self._unit_size, self._update_window = unit_size, update_window
+        self.pending: list[Update] = []
+        self._written: dict[Unit, int] = {}  # how many of `pending` a unit's base holds already
+        self._lockstep: Lockstep | None = None
+        self._recorder: Recorder | None = None
+        self._recorded = False
+        self._handles: list[Any] = []
+        self._build(Corrections())
+
+    # -- construction ---------------------------------------------------------------------
+
+    def _build(self, corrections: Corrections) -> None:
+        """Partition the model and move its weights into fresh buffers."""
+        for handle in self._handles:
+            handle.remove()
+        for buffer in self.model.buffers():
+            buffer.data = buffer.data.to(self.device)
+        units = partition(self.model, self._unit_size, corrections)
+        streamed = self._placement.streamed(units)
+        self.store = Store(units, self.device, streamed)
+        self.units = units
+        self._stream = self._placement.transfer(self.store, streamed, self.device)
+        in_place = InPlace(self.store)
+        self._transfer: dict[Unit, Transfer] = {
+            unit: self._stream if unit in streamed else in_place for unit in self.units
+        }
+        self._set_order(self.units)
+        self._written = dict.fromkeys(self.units, 0)
+        self._returns_weights: set[Unit] = set()
+        scratch = max(
+            (self.store.layouts[u].nbytes for u in self.units if u.trainable and not u.held),
+            default=0,
+        )
+        self._scratch = torch.empty(scratch, dtype=torch.uint8, device=self.device)
+        self._handles = [
+            handle
+            for unit in self.units
+            for module in unit.modules
+            for handle in (
+                module.register_forward_pre_hook(self._entering(unit)),
+                module.register_forward_hook(self._leaving(unit)),
+            )
+        ]
+
+    def _set_order(self, order: Sequence[Unit]) -> None:
+        """The order in which a sweep is expected to need the units: it decides what is fetched
+        ahead and which of several waiting passes goes first, never what is computed.
+        """
+        self._order = list(order)
+        self._position = {unit: index for index, unit in enumerate(self._order)}
+
+    def rebuild(self) -> None:
+        """Take the weights in again after somebody moved or converted the parameters."""
+        self._recorded = False
+        self._build(Corrections())
+
+    # -- hooks ----------------------------------------------------------------------------
+
+    def _entering(self, unit: Unit) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            one = self._lockstep.current if self._lockstep else None
+            if one is None:
+                return
+            if unit not in one.inside:
+                if self._recorder is not None:
+                    self._recorder.entered(unit)
+                one.pause(unit)
+            one.inside.append(unit)
+
+        return hook
+
+    def _leaving(self, unit: Unit) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            one = self._lockstep.current if self._lockstep else None
+            if one is None or unit not in one.inside:
+                return None
+            one.inside.remove(unit)
+            if unit in one.inside:
+                return None
+            if self._recorder is not None and self._shares_storage(unit, output):
+                self._returns_weights.add(unit)
+            self.store.hide(unit)
+            return output.clone() if unit in self._returns_weights else None
+
+        return hook
+
+    @staticmethod
+    def _shares_storage(unit: Unit, output: Any) -> bool:
+        """Whether a unit returns a view of a weight (a slice of learned positions, say), which
+        must be copied: the buffer under it will hold something else before it is used.
+        """
+        if not isinstance(output, torch.Tensor):
+            return False
+        with torch._C.DisableTorchFunction():  # the recorder need not see this
+            storage = output.untyped_storage().data_ptr()
+            return any(w.parameter.untyped_storage().data_ptr() == storage for w in unit.weights)
+
+    # -- sweeps ---------------------------------------------------------------------------
+
+    def sweep(self, jobs: Sequence[tuple[Perturbation, Body]], probe: Body) -> list[Any]:
+        """Run every job's body with its perturbation, all over one sweep of the weights.
+
+        Args:
+            jobs: (perturbation, body) pairs; a body calls the model and returns its result.
+                Bodies of one perturbation should stand together: they share perturbed weights.
+            probe: a body whose pass is recorded before the first sweep, its result unused.
+
+        Returns:
+            The bodies' results, in the order of ``jobs``.
+        """
+        if self._lockstep is not None:
+            raise ZO2Error(
+                "The model was called from within one of its own passes (a hook or a loss "
+                "function). Use the logits that the hook is given instead."
+            )
+        if not jobs:
+            return []
+        if not self.store.is_intact():
+            self.rebuild()
+        unmark(self.units)
+        try:
+            if not self._recorded:
+                self._record(probe)
+            write = len(self.pending) >= self._update_window or not any(
+                perturbation.scale for perturbation, _ in jobs
+            )
+            return self._run([Pass(p, body) for p, body in jobs], write)
+        finally:
+            self._rest()
+
+    def _record(self, body: Body) -> None:
+        """Run one pass for itself, and correct the partition by what it reads where."""
+
+        def supply(unit: Unit) -> None:
+            bind(unit, [view.to(self.device) for view in self.store.views[unit]])
+
+        recorder = Recorder(self.model, self.units, supply)
+
+        def recorded() -> Any:
+            handles = recorder.watch_modules()
+            try:
+                with recorder:
+                    return body()
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        self._recorder = recorder
+        try:
+            self._run([Pass(Perturbation(), recorded)], write=False)
+        finally:
+            self._recorder = None
+        if recorder.corrections != Corrections():
+            self._rest()
+            self.settle()
+            self._build(recorder.corrections)
+            self._record(body)
+            return
+        never_run = [unit for unit in self.units if unit not in recorder.order]
+        self._set_order(recorder.order + never_run)
+        self._recorded = True
+
+    def _run(self, passes: list[Pass], write: bool) -> list[Any]:
+        visited: set[Unit] = set()
+        for unit in self.units:
+            self.store.hide(unit)
+        held = self._hold(passes, write)
+        with Lockstep(passes) as lockstep:
+            self._lockstep = lockstep
+            try:
+                for one in passes:
+                    self._resume(one, held)
+                while waiting := lockstep.waiting():
+                    unit = min((one.at for one in waiting), key=self._position.__getitem__)
+                    here = [one for one in waiting if one.at is unit]
+                    self._visit(unit, here, held, write and unit not in visited)
+                    visited.add(unit)
+            finally:
+                self._lockstep = None
+        if write:
+            for unit in self._order:
+                if self._written[unit] < len(self.pending):
+                    self._write(unit, self._transfer[unit].acquire(unit))
+                    self._transfer[unit].release(unit)
+            self._forget_written()
+        return [one.result for one in passes]
+
+    def _visit(self, unit: Unit, passes: list[Pass], held: _Held, write: bool) -> None:
+        """Bring a unit to the device and take the waiting passes through it."""
+        transfer = self._transfer[unit]
+        base = transfer.acquire(unit)
+        following = islice(self._order, self._position[unit] + 1, None)
+        self._stream.prefetch(u for u in following if self._transfer[u] is self._stream)
+        try:
+            if write:
+                self._write(unit, base)
+            for weights, group in self._perturbed(unit, base, passes):
+                for one in group:
+                    bind(unit, weights)
+                    self._resume(one, held)
+        finally:
+            self.store.hide(unit)
+            transfer.release(unit)
+
+    def _perturbed(self, unit: Unit, base: list[torch.Tensor], passes: list[Pass]):
+        """Yield (weights, passes) for each perturbation, as many copies at once as fit."""
+        groups = [
+            (perturbation, list(group))
+            for perturbation, group in groupby(passes, key=lambda one: one.perturbation)
+        ]
+        layout = self.store.layouts[unit]
+        at_once = max(1, self._scratch.numel() // layout.nbytes) if layout.nbytes else 1
+        for first in range(0, len(groups), at_once):
+            batch = groups[first : first + at_once]
+            copies = [layout.views(self._scratch[i * layout.nbytes :]) for i in range(len(batch))]
+            weights = self._materialise(unit, base, [p for p, _ in batch], copies)
+            for (_, group), tensors in zip(batch, weights, strict=True):
+                yield tensors, group
+
+    def _materialise(
+        self,
+        unit: Unit,
+        base: list[torch.Tensor],
+        perturbations: list[Perturbation],
+        copies: list[list[torch.Tensor]],
+    ) -> list[list[torch.Tensor]]:
+        """Each perturbation's weights: written to ``copies``, or the base where nothing differs."""
+        result: list[list[torch.Tensor]] = [[] for _ in perturbations]
+        for k, weight in enumerate(unit.weights):
+            if not weight.trainable:
+                for weights in result:
+                    weights.append(base[k])
+                continue
+            pending = compose(self.pending[self._written[unit] :], weight.decayed)
+            targets = []
+            for i, perturbation in enumerate(perturbations):
+                differs = perturbation.scale != 0.0 or not pending.is_identity
+                result[i].append(copies[i][k] if differs else base[k])
+                if differs:
+                    targets.append((perturbation, copies[i][k]))
+            if targets:
+                self._arithmetic.perturb(
+                    base[k], weight.shape, pending,
+                    [p for p, _ in targets], [out for _, out in targets],
+                )  # fmt: skip
+        return result
+
+    def _write(self, unit: Unit, base: list[torch.Tensor]) -> None:
+        """Apply a unit's pending updates to its weights on the device, and bring them home."""
+        updates = self.pending[self._written[unit] :]
+        if not updates:
+            return
+        if unit.trainable:
+            for weight, tensor in zip(unit.weights, base, strict=True):
+                if weight.trainable:
+                    update = compose(updates, weight.decayed)
+                    self._arithmetic.apply(tensor, weight.shape, update)
+            self._transfer[unit].written(unit)
+        self._written[unit] = len(self.pending)
+
+    def _forget_written(self) -> None:
+        """Drop the updates that every unit's base holds."""
+        done = min(self._written.values(), default=len(self.pending))
+        if done:
+            del self.pending[:done]
+            self._written = {unit: count - done for unit, count in self._written.items()}
+
+    # -- held weights ---------------------------------------------------------------------
+
+    def _hold(self, passes: list[Pass], write: bool) -> _Held:
+        """A private copy of the held weights for every perturbation of the sweep."""
+        held: _Held = {}
+        perturbations = list(dict.fromkeys(one.perturbation for one in passes))
+        for unit in self.units:
+            if not unit.held:
+                continue
+            transfer = self._transfer[unit]
+            base = transfer.acquire(unit)
+            if write:
+                self._write(unit, base)
+            copies = [[torch.empty_like(tensor) for tensor in base] for _ in perturbations]
+            weights = self._materialise(unit, base, perturbations, copies)
+            for perturbation, tensors in zip(perturbations, weights, strict=True):
+                held.setdefault(perturbation, []).append((unit, tensors))
+            transfer.release(unit)
+        return held
+
+    def _resume(self, one: Pass, held: _Held) -> None:
+        for unit, tensors in held.get(one.perturbation, ()):
+            bind(unit, tensors)
+        assert self._lockstep is not None
+        self._lockstep.resume(one)
+
+    # -- between sweeps -------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Apply every pending update, so that the parameters hold the true weights."""
+        if self._lockstep is not None:
+            return
+        unmark(self.units)
+        if not self.store.is_intact():
+            self.rebuild()
+        for unit in self._order:
+            transfer = self._transfer[unit]
+            self._write(unit, transfer.acquire(unit))
+            transfer.release(unit)
+        self._forget_written()
+        self._finish()
+
+    def _rest(self) -> None:
+        """End a sweep: parameters rest in the store, marked if they lack updates."""
+        for unit in self.units:
+            self.store.rest(unit)
+        self._finish()
+        if self.pending:
+            mark_resting(self.units, self.settle)
+
+    def _finish(self) -> None:
+        for transfer in set(self._transfer.values()):
+            transfer.finish()
+
+    def push(self, update: Update) -> None:
+        """Add a step's update to those pending."""
+        self.pending.append(update)
+        mark_resting(self.units, self.settle)
+
+    def is_last(self, update: Update) -> bool:
+        """Whether ``update`` is the last one pending and no unit holds it yet."""
+        return (
+            bool(self.pending)
+            and self.pending[-1] is update
+            and all(count < len(self.pending) for count in self._written.values())
+        )
+
+    def pop(self) -> None:
+        """Drop the last pending update."""
+        self.pending.pop()
+        if not self.pending:
+            unmark(self.units)
+
+
+_Held = dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]]

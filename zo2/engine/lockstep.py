@@ -1,0 +1,99 @@
+"""Passes as coroutines: each is an ordinary function that pauses where it enters a unit.
+
+A pass runs in a greenlet of its own, so it can be paused inside the model's unmodified forward,
+any number of calls deep. `Lockstep.start` runs every pass to its first entry; `resume` runs one
+pass on, through the unit it waits at, to the next.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from zo2.engine.partition import Unit
+from zo2.engine.threadstate import Switcher, capture
+from zo2.methods import Perturbation
+
+Body = Callable[[], Any]
+
+
+class Pass:
+    """One run of ``body`` with the weights perturbed.
+
+    Attributes:
+        perturbation: what the pass's weights are.
+        at: the unit the pass waits to enter; ``None`` before its first and after its last.
+        result: what ``body`` returned, once `done`.
+    """
+
+    def __init__(self, perturbation: Perturbation, body: Body) -> None:
+        self.perturbation = perturbation
+        self.at: Unit | None = None
+        self.result: Any = None
+        self.inside: list[Unit] = []  # the units whose modules are running now
+        self._body = body
+        self._greenlet = greenlet(self._run)
+        self._greenlet.gr_context = contextvars.copy_context()
+        self.state = capture()
+
+    @property
+    def done(self) -> bool:
+        return self._greenlet.dead
+
+    def _run(self) -> None:
+        self.result = self._body()
+
+    def pause(self, unit: Unit) -> None:
+        """Called within the pass: wait until ``unit`` may be entered."""
+        self.at = unit
+        self._greenlet.parent.switch()
+        self.at = None
+
+    def go(self) -> None:
+        self._greenlet.switch()
+
+    def kill(self) -> None:
+        if not self._greenlet.dead:
+            self._greenlet.throw(GreenletExit)
+
+    def is_current(self) -> bool:
+        return getcurrent() is self._greenlet
+
+
+class Lockstep:
+    """The passes of one sweep; a context manager that ends them all, whatever happens."""
+
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self.passes = passes
+        self.current: Pass | None = None
+
+    def __enter__(self) -> Lockstep:
+        self._switcher = Switcher().__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for unfinished in self.passes:
+            if not unfinished.done:
+                self._enter(unfinished, unfinished.kill)
+        self._switcher.__exit__()
+
+    def resume(self, one: Pass) -> None:
+        """Run ``one`` until it waits at its next unit or is done; its errors come through."""
+        self._enter(one, one.go)
+
+    def waiting(self) -> list[Pass]:
+        return [one for one in self.passes if one.at is not None]
+
+    def _enter(self, one: Pass, move: Callable[[], None]) -> None:
+        outside = self._switcher.leave()
+        self._switcher.enter(one.state)
+        self.current = one
+        try:
+            move()
+        finally:
+            self.current = None
+            one.state = self._switcher.leave()
+            self._switcher.enter(outside)

@@ -1,0 +1,230 @@
+"""Which parameters form a unit, and at which modules a unit is entered.
+
+A unit is the part of the model that is moved and perturbed at once. Every parameter belongs to
+exactly one unit. Unless all its weights are "held" (see below), a unit's parameters are read
+only while one of the unit's modules runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from zo2.directions import ParameterShape
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One parameter of the model, as the engine sees it."""
+
+    parameter: nn.Parameter
+    name: str
+    shape: ParameterShape
+    trainable: bool
+    decayed: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.parameter.numel() * self.parameter.element_size()
+
+
+@dataclass(eq=False)
+class Unit:
+    """Weights that move together, and the modules whose calls need them.
+
+    Attributes:
+        name: dotted name of the first module.
+        modules: entering any of these is entering the unit; several where weights are tied.
+        weights: the parameters, in the model's order.
+        root: name of the block, or of the subtree outside the blocks, that this is or lies in.
+        block: index of that block; ``None`` outside the blocks.
+        held: the weights are read outside the modules, so each pass keeps its own copy.
+        index: position among the partition's units.
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...]
+    weights: tuple[Weight, ...]
+    root: str = ""
+    block: int | None = None
+    held: bool = False
+    index: int = field(default=-1)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(weight.nbytes for weight in self.weights)
+
+    @property
+    def trainable(self) -> bool:
+        return any(weight.trainable for weight in self.weights)
+
+
+@dataclass(frozen=True)
+class _Home:
+    root: str
+    block: int | None
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What recording a pass found: modules that must be whole units, weights to hold."""
+
+    whole: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
+
+
+def partition(model: nn.Module, size: str, corrections: Corrections | None = None) -> list[Unit]:
+    """Split ``model`` into units.
+
+    Args:
+        model: any module; decoder blocks are the elements of its outermost module lists.
+        size: ``"block"``: each decoder block, and each subtree outside the blocks, is a unit;
+            ``"leaf"``: each of these is split into the smallest modules that own parameters.
+        corrections: what an earlier recording of a pass found.
+    """
+    corrections = corrections or Corrections()
+    weights = _weights(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    blocks = _outer_blocks(model)
+    homes: dict[str, _Home] = {}
+    for root, block in _roots(model, blocks):
+        for name in _split(modules, root, size, corrections.whole):
+            homes[name] = _Home(root, block)
+    return _units(modules, weights, homes, corrections.held)
+
+
+def _weights(model: nn.Module) -> dict[int, Weight]:
+    """The model's distinct parameters by identity, in the model's own order."""
+    owners = {
+        id(parameter): module
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    }
+    return {
+        id(parameter): Weight(
+            parameter=parameter,
+            name=name,
+            shape=ParameterShape(index, tuple(parameter.shape)),
+            trainable=parameter.requires_grad,
+            decayed=_is_decayed(name, parameter, owners[id(parameter)]),
+        )
+        for index, (name, parameter) in enumerate(model.named_parameters())
+    }
+
+
+def _is_decayed(name: str, parameter: torch.Tensor, owner: nn.Module) -> bool:
+    """Weight decay skips biases and norms, as in MeZO."""
+    if parameter.dim() < 2 or "norm" in type(owner).__name__.lower():
+        return False
+    return "bias" not in name.rsplit(".", 1)[-1]
+
+
+def _owns_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _outer_blocks(model: nn.Module) -> dict[str, int]:
+    """Elements of the outermost module lists that hold parameters: {name: running index}."""
+    found: dict[str, int] = {}
+
+    def visit(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if isinstance(child, nn.ModuleList):
+                for key, element in child.named_children():
+                    if _owns_parameters(element):
+                        found[f"{path}.{key}"] = len(found)
+            else:
+                visit(child, f"{path}.")
+
+    visit(model, "")
+    return found
+
+
+def _roots(model: nn.Module, blocks: dict[str, int]) -> Iterator[tuple[str, int | None]]:
+    """The blocks, and the largest subtrees that neither contain nor are a block."""
+    trunk = {""}
+    for name in blocks:
+        parts = name.split(".")
+        trunk.update(".".join(parts[:depth]) for depth in range(1, len(parts)))
+
+    def visit(module: nn.Module, prefix: str) -> Iterator[tuple[str, int | None]]:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if path in blocks:
+                yield path, blocks[path]
+            elif path in trunk:
+                yield from visit(child, f"{path}.")
+            elif _owns_parameters(child):
+                yield path, None
+
+    yield from visit(model, "")
+
+
+def _split(
+    modules: dict[str, nn.Module], root: str, size: str, whole: frozenset[str]
+) -> Iterator[str]:
+    """Names of the units' modules within the subtree ``root``."""
+    module = modules[root]
+    direct = next(module.parameters(recurse=False), None) is not None
+    children = [name for name, child in module.named_children() if _owns_parameters(child)]
+    if size == "block" or direct or root in whole or not children:
+        yield root
+        return
+    for child in children:
+        yield from _split(modules, f"{root}.{child}", size, whole)
+
+
+def _units(
+    modules: dict[str, nn.Module],
+    weights: dict[int, Weight],
+    homes: dict[str, _Home],
+    held: frozenset[str],
+) -> list[Unit]:
+    """Group weights by home; homes that share a weight are one unit."""
+    group = {name: name for name in homes}
+
+    def find(name: str) -> str:
+        while group[name] != name:
+            name = group[name]
+        return name
+
+    home_of: dict[int, str] = {}
+    for name in homes:
+        for parameter in modules[name].parameters():
+            if weights[id(parameter)].name in held:
+                continue
+            first = home_of.setdefault(id(parameter), name)
+            low, high = sorted((find(first), find(name)), key=list(homes).index)
+            group[high] = low
+
+    members: dict[str, list[Weight]] = {}
+    loose: list[Weight] = []
+    for key, weight in weights.items():
+        if key in home_of:
+            members.setdefault(find(home_of[key]), []).append(weight)
+        else:
+            loose.append(weight)
+
+    units = [
+        Unit(
+            name=name,
+            modules=_distinct(modules[home] for home in homes if find(home) == name),
+            weights=tuple(members[name]),
+            root=homes[name].root,
+            block=homes[name].block,
+        )
+        for name in homes
+        if name in members
+    ]
+    units += [Unit(weight.name, (), (weight,), held=True) for weight in loose]
+    for index, unit in enumerate(units):
+        unit.index = index
+    return units
+
+
+def _distinct(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    return tuple({id(module): module for module in modules}.values())

@@ -1,0 +1,135 @@
+"""The first pass over a model, watched: when units run, and which weights are read elsewhere.
+
+Execution order is recorded, not assumed from the order of modules. A model may also use a
+submodule's weights without calling it (Mamba's convolution, an embedding used as a head): such
+a weight would not be perturbed at its unit's entry. Every torch function's arguments are looked
+at while the pass runs, so these reads are found, and the partition is corrected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from zo2.engine.partition import Corrections, Unit
+
+# What may be asked of a weight without reading its values.
+_METADATA = {
+    torch.Tensor.size,
+    torch.Tensor.dim,
+    torch.Tensor.numel,
+    torch.Tensor.nelement,
+    torch.Tensor.stride,
+    torch.Tensor.is_contiguous,
+    torch.Tensor.is_floating_point,
+    torch.Tensor.is_complex,
+    torch.Tensor.element_size,
+    torch.Tensor.get_device,
+    torch.Tensor.storage_offset,
+    torch.Tensor.__len__,
+    torch.Tensor.__hash__,
+    torch.is_floating_point,
+    torch.is_complex,
+    torch.numel,
+    torch.Tensor.data.__set__,
+} | {
+    getattr(torch.Tensor, name).__get__
+    for name in (
+        "shape", "dtype", "device", "requires_grad", "is_cuda", "is_meta", "is_sparse", "is_cpu",
+        "layout", "ndim", "is_leaf", "grad", "grad_fn", "is_quantized", "is_mps", "is_xpu",
+        "is_mkldnn", "is_nested", "names", "itemsize", "nbytes", "output_nr", "_backward_hooks",
+    )
+    if hasattr(torch.Tensor, name)
+}  # fmt: skip
+
+
+def reads_values(func: Any) -> bool:
+    """Whether a torch function looks at its tensors' values rather than at their form."""
+    return func not in _METADATA
+
+
+class Recorder(TorchFunctionMode):
+    """Watches one pass.
+
+    Args:
+        model: the model whose forward is recorded.
+        units: its present partition.
+        supply: gives a unit's true weights when one is read where it should not be.
+
+    Attributes:
+        order: units in the order of their first entries.
+        corrections: what the partition has to take into account.
+    """
+
+    def __init__(
+        self, model: nn.Module, units: Sequence[Unit], supply: Callable[[Unit], None]
+    ) -> None:
+        super().__init__()
+        self.order: list[Unit] = []
+        self._units = units
+        self._supply = supply
+        self._home = {
+            id(weight.parameter): (unit, weight) for unit in units for weight in unit.weights
+        }
+        self._names = {module: name for name, module in model.named_modules()}
+        self._running: list[nn.Module] = []
+        self._whole: set[str] = set()
+        self._held: set[str] = set()
+
+    @property
+    def corrections(self) -> Corrections:
+        return Corrections(frozenset(self._whole), frozenset(self._held))
+
+    def entered(self, unit: Unit) -> None:
+        if unit not in self.order:
+            self.order.append(unit)
+
+    def watch_modules(self) -> list[Any]:
+        """Keep track of which modules are running; returns handles to remove."""
+
+        def before(module: nn.Module, args: Any) -> None:
+            self._running.append(module)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            self._running.pop()
+
+        module = nn.modules.module
+        return [
+            module.register_module_forward_pre_hook(before),
+            module.register_module_forward_hook(after, always_call=True),
+        ]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if reads_values(func):
+            for value in (*args, *kwargs.values()):
+                self._look_at(value)
+        return func(*args, **kwargs)
+
+    def _look_at(self, value: Any) -> None:
+        if isinstance(value, (list, tuple)):
+            for element in value:
+                self._look_at(element)
+        elif isinstance(value, nn.Parameter) and id(value) in self._home:
+            unit, weight = self._home[id(value)]
+            if unit.held or any(module in self._running for module in unit.modules):
+                return
+            ancestor = self._ancestor(weight.name, unit)
+            if ancestor is None:
+                self._held.add(weight.name)
+            else:
+                self._whole.add(ancestor)
+            self._supply(unit)
+
+    def _ancestor(self, weight: str, unit: Unit) -> str | None:
+        """The innermost running module that holds the weight, if it lies within its root."""
+        for module in reversed(self._running):
+            name = self._names.get(module)
+            if name and weight.startswith(f"{name}."):
+                inside = name == unit.root or name.startswith(f"{unit.root}.")
+                return name if inside else None
+        return None

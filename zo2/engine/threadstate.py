@@ -1,0 +1,98 @@
+"""The state that torch keeps per thread or process and that a pass may change while it runs.
+
+Passes share one thread. A context manager opened inside a model's forward (autocast, no_grad,
+an SDPA backend, a default device) would still be open when control moves to another pass, so
+each pass's state is taken away with it and put back when it goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+_SDPA = (
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+)
+
+
+@dataclass(frozen=True)
+class ThreadState:
+    """A snapshot: gradient and inference mode, autocast, SDPA backends, function modes, dtype."""
+
+    grad: bool
+    inference: bool
+    autocast: tuple[tuple[bool, torch.dtype], ...]
+    autocast_cache: bool
+    sdpa: tuple[bool, ...]
+    modes: tuple[Any, ...]
+    dtype: torch.dtype
+
+
+def capture() -> ThreadState:
+    """The calling thread's present state."""
+    return ThreadState(
+        grad=torch.is_grad_enabled(),
+        inference=torch.is_inference_mode_enabled(),
+        autocast=tuple(
+            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            for device in _AUTOCAST_DEVICES
+        ),
+        autocast_cache=torch.is_autocast_cache_enabled(),
+        sdpa=tuple(enabled() for enabled, _ in _SDPA),
+        modes=tuple(_get_current_function_mode_stack()),
+        dtype=torch.get_default_dtype(),
+    )
+
+
+class Switcher:
+    """Changes the thread's state; used as a context manager it ends as it began.
+
+    Inference mode can only be entered through guards that restore what they found, so the
+    guards are kept and dropped together at the end, before the first state is set again.
+    """
+
+    def __enter__(self) -> Switcher:
+        self._first = self._now = capture()
+        self._guards: list[Any] = []
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        while self._guards:
+            del self._guards[-1]
+        self._set(self._first, capture())
+
+    def leave(self) -> ThreadState:
+        """Take the present state away, to be put back by `enter`."""
+        self._now = capture()
+        return self._now
+
+    def enter(self, state: ThreadState) -> None:
+        """Put ``state`` in force."""
+        self._set(state, self._now)
+        self._now = state
+
+    def _set(self, state: ThreadState, now: ThreadState) -> None:
+        if state == now:
+            return
+        if state.inference != torch.is_inference_mode_enabled():
+            self._guards.append(torch._C._InferenceMode(state.inference))
+        torch._C._set_grad_enabled(state.grad)
+        for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, state.autocast, strict=True):
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(state.autocast_cache)
+        for (_, enable), value in zip(_SDPA, state.sdpa, strict=True):
+            enable(value)
+        if state.modes != now.modes:
+            while torch.overrides._len_torch_function_stack():
+                _pop_mode()
+            for mode in state.modes:
+                _push_mode(mode)
+        torch.set_default_dtype(state.dtype)

@@ -1,0 +1,158 @@
+"""Arithmetic on weights: apply updates in place, write perturbed copies out of place.
+
+Everything is computed in float32, chunk by chunk so that z never exists whole, and rounded once
+to the weights' precision. One rounding per multiplication and per addition: the result does not
+depend on the device, on how weights are grouped, or on where a chunk ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+
+from zo2.directions import Family, ParameterShape
+from zo2.directions import compiled as compiled_directions
+from zo2.directions.words import Purpose, words
+from zo2.engine.updates import Affine
+from zo2.methods import Perturbation
+
+CHUNK = 1 << 18  # elements; z and the weights of a chunk stay in the second-level cache
+
+
+class TorchArithmetic:
+    """The operations on weights in plain torch, for any device and family.
+
+    Args:
+        family: the directions z.
+        stochastic_rounding: how `apply` rounds half-precision results.
+    """
+
+    def __init__(self, family: Family, stochastic_rounding: bool) -> None:
+        self.family = family
+        self.stochastic_rounding = stochastic_rounding
+
+    def apply(self, base: torch.Tensor, shape: ParameterShape, update: Affine) -> None:
+        """``base <- round(scale * base + sum_k c_k z_k)``, in place.
+
+        Args:
+            base: contiguous weights, float32, bfloat16 or float16.
+            shape: which parameter ``base`` is.
+            update: what to apply; its rounding seed names the bits of stochastic rounding.
+        """
+        flat = base.view(-1)
+        for start in range(0, flat.numel(), CHUNK):
+            part = flat[start : start + CHUNK]
+            result = self._updated(part, shape, start, update)
+            if part.dtype == torch.float32:
+                if result is not part:
+                    part.copy_(result)
+            elif self.stochastic_rounding:
+                part.copy_(self._round(result, part.dtype, shape, start, update.rounding_seed))
+            else:
+                part.copy_(result)
+
+    def perturb(
+        self,
+        base: torch.Tensor,
+        shape: ParameterShape,
+        pending: Affine,
+        perturbations: Sequence[Perturbation],
+        outs: Sequence[torch.Tensor],
+    ) -> None:
+        """``out_i <- round(pending(base) + scale_i * z(seed_i))`` for each perturbation.
+
+        Perturbations of one seed that stand next to each other share one z.
+        """
+        flat, flats = base.view(-1), [out.view(-1) for out in outs]
+        for start in range(0, flat.numel(), CHUNK):
+            part = flat[start : start + CHUNK]
+            weights = self._updated(part, shape, start, pending, in_place=False)
+            pairs = zip(perturbations, flats, strict=True)
+            for seed, group in groupby(pairs, key=lambda pair: pair[0].seed):
+                z: torch.Tensor | None = None
+                for perturbation, out in group:
+                    target = out[start : start + CHUNK]
+                    if perturbation.scale == 0.0:
+                        target.copy_(weights)
+                        continue
+                    if z is None:
+                        z = torch.empty(part.shape, dtype=torch.float32, device=part.device)
+                        self.family.fill(z, seed, shape, start)
+                    _add_scaled(weights, z, perturbation.scale, target)
+
+    def _updated(
+        self,
+        part: torch.Tensor,
+        shape: ParameterShape,
+        start: int,
+        update: Affine,
+        in_place: bool = True,
+    ) -> torch.Tensor:
+        """The chunk in float32 with ``update`` applied; float32 chunks in place if allowed."""
+        if update.is_identity:
+            return part.float()
+        weights = part.float()
+        if weights is part and not in_place:
+            weights = part.clone()
+        if update.scale != 1.0:
+            weights.mul_(update.scale)
+        if update.terms:
+            total = torch.empty_like(weights)
+            self.family.accumulate(total, update.terms, shape, start)
+            weights.add_(total)
+        return weights
+
+    def _round(
+        self,
+        values: torch.Tensor,
+        dtype: torch.dtype,
+        shape: ParameterShape,
+        start: int,
+        seed: int,
+    ) -> torch.Tensor:
+        count = values.numel()
+        if values.device.type == "cpu" and compiled_directions.available():
+            bits = torch.empty(count, dtype=torch.int32)
+            compiled_directions.fill_words(bits, seed, shape.index, Purpose.ROUNDING, start)
+        else:
+            stream = words(seed, shape.index, Purpose.ROUNDING, start, count, values.device)
+            bits = stream.to(torch.int32)  # keeps the low 32 bits
+        return round_stochastically(values, bits, dtype)
+
+
+def _add_scaled(weights: torch.Tensor, z: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+    """``out <- round(weights + scale * z)``; the product is rounded before the sum."""
+    step = z * scale
+    if out.dtype == torch.float32:
+        torch.add(weights, step, out=out)
+    else:
+        out.copy_(step.add_(weights))
+
+
+def round_stochastically(
+    values: torch.Tensor, bits: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Round float32 ``values`` to one of their two neighbours in ``dtype``, without bias.
+
+    Random bits are added below the last place that is kept, and what lies below it is cut off,
+    so a value goes up with a probability equal to its distance from the lower neighbour.
+
+    Args:
+        values: float32, any shape.
+        bits: int32 random words, one per value; the low ones are used.
+        dtype: bfloat16 or float16.
+    """
+    dropped = {torch.bfloat16: 16, torch.float16: 13}[dtype]
+    mask = (1 << dropped) - 1
+    raw = values.view(torch.int32)
+    rounded = ((raw + (bits & mask)) & ~mask).view(torch.float32)
+    if dtype == torch.float16:  # below 2**-14 its numbers are evenly spaced, 2**-24 apart
+        fraction = (bits & 0xFFFFFF).float() * 2.0**-24
+        scaled = values.abs() * 2.0**24
+        floor = scaled.floor()
+        even = (floor + (fraction < scaled - floor).float()) * 2.0**-24
+        rounded = torch.where(values.abs() < 2.0**-14, torch.copysign(even, values), rounded)
+    rounded = torch.where(values.isfinite(), rounded, values)
+    return rounded.to(dtype)

@@ -1,0 +1,116 @@
+"""The optimizer that a prepared model carries as ``model.opt``.
+
+The update happens inside the model's own call, so this object has nothing to do in ``step``. It
+is where the learning rate is read from, hence where torch's schedulers change it, and where the
+last projected gradient can be read or taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from zo2.config import ZOSettings
+from zo2.engine.updates import Update
+from zo2.errors import ZO2Error
+from zo2.methods import Estimate
+
+if TYPE_CHECKING:
+    from zo2.engine.engine import Engine
+
+
+class ZOOptimizer(torch.optim.Optimizer):
+    """Holds lr, eps and weight decay as a parameter group, and the last estimate.
+
+    Args:
+        parameters: the trainable parameters.
+        settings: lr, eps and weight_decay are taken from here.
+        engine: where updates go.
+    """
+
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], settings: ZOSettings, engine: Engine
+    ) -> None:
+        defaults = {
+            "lr": settings.lr,
+            "eps": settings.eps,
+            "weight_decay": settings.weight_decay,
+        }
+        super().__init__(list(parameters), defaults)
+        self._engine = engine
+        self._estimates: list[Estimate] = []
+        self._update: Update | None = None
+        self.steps = 0
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        return float(self.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.param_groups[0]["lr"] = value
+
+    @property
+    def eps(self) -> float:
+        """Size of the next step's perturbation."""
+        return float(self.param_groups[0]["eps"])
+
+    @property
+    def weight_decay(self) -> float:
+        """Decoupled weight decay of the next update."""
+        return float(self.param_groups[0]["weight_decay"])
+
+    def decide(self, estimates: Sequence[Estimate], rounding_seed: int) -> None:
+        """Queue the update W <- (1 - lr wd) W - lr * estimate with the present settings."""
+        self._estimates = list(estimates)
+        self._update = Update(
+            terms=tuple((e.seed, -self.lr * e.coefficient) for e in estimates if e.coefficient),
+            decay=self.lr * self.weight_decay,
+            rounding_seed=rounding_seed,
+        )
+        self._engine.push(self._update)
+        self.steps += 1
+        self._opt_called = True  # what torch's schedulers look at to see that a step was taken
+
+    @property
+    def projected_grad(self) -> Any:
+        """The last step's projected gradient: a float, or a tuple where there are several.
+
+        Assigning 0 drops the last update (its weight decay too) as long as it is pending, that
+        is until the model is called or its weights are read. Assigning another value to the
+        projected gradient of a single direction changes the pending update to that value.
+        """
+        values = tuple(e.coefficient for e in self._estimates)
+        if not values:
+            return 0.0
+        return values[0] if len(values) == 1 else values
+
+    @projected_grad.setter
+    def projected_grad(self, value: float) -> None:
+        if self._update is None or not self._engine.is_last(self._update):
+            raise ZO2Error(
+                "The last update can no longer be changed: it has been applied. Set "
+                "projected_grad right after the step, before the model is called or read."
+            )
+        if value != 0 and len(self._estimates) != 1:
+            raise ZO2Error(
+                "This method's step has several directions; their projected gradients can only "
+                "be set to 0 together."
+            )
+        self._engine.pop()
+        if value == 0:
+            self._estimates = [Estimate(e.seed, 0.0) for e in self._estimates[:1]]
+            self._update = None
+            return
+        estimate = Estimate(self._estimates[0].seed, float(value))
+        self.steps -= 1
+        self.decide([estimate], self._update.rounding_seed)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Do nothing: calling the model in training mode is the step."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Do nothing: there are no gradients."""

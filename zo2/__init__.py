@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zo2.attach import prepare, zo_hf_init
+    from zo2.attach import prepare, release, zo_hf_init
     from zo2.config import FZOOConfig, MeZOSGDConfig, ZOConfig
     from zo2.errors import ConfigError, DataError, ModelError, NonFiniteLossError, ZO2Error
 
@@ -27,10 +27,24 @@ _HOMES = {
     "ZO2Error": "zo2.errors",
     "ZOConfig": "zo2.config",
     "prepare": "zo2.attach",
+    "release": "zo2.attach",
     "zo_hf_init": "zo2.attach",
 }
 
-__all__ = [*sorted(_HOMES), "__version__"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "FZOOConfig",
+    "MeZOSGDConfig",
+    "ModelError",
+    "NonFiniteLossError",
+    "ZO2Error",
+    "ZOConfig",
+    "__version__",
+    "prepare",
+    "release",
+    "zo_hf_init",
+]
 
 
 def __getattr__(name: str) -> Any:

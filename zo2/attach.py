@@ -8,6 +8,7 @@ sweeps.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import math
@@ -21,7 +22,6 @@ from torch import nn
 
 from zo2.config import MeZOSGDConfig, ZOSettings
 from zo2.directions import get_family
-from zo2.directions.seeds import child_seed
 from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement
 from zo2.engine.weights import TorchArithmetic
@@ -62,6 +62,19 @@ def prepare(
     return model
 
 
+def release(model: nn.Module) -> Any:
+    """Undo `prepare`: give back an ordinary model with the trained weights.
+
+    Returns:
+        The same object. Weights rest where they did: on the working device or in host memory.
+    """
+    state = model.__dict__.get("_zo")
+    if state is None:
+        raise ModelError("This model is not prepared, so there is nothing to release.")
+    state.release()
+    return model
+
+
 @contextlib.contextmanager
 def zo_hf_init(config: ZOSettings | None = None) -> Iterator[None]:
     """Give every transformers model that is made within the context a ``zo_init(config)``.
@@ -97,9 +110,7 @@ class ZOState:
         self.model, self.config = model, config
         self.device = _working_device(config)
         self.method = get_method(config)
-        self.seed = (
-            config.seed if config.seed is not None else int(torch.randint(2**63 - 1, ()).item())
-        )
+        seed = config.seed if config.seed is not None else _draw_seed()
         self.train_hooks, self.eval_hooks = LossHooks(), LossHooks()
         self._forward = model.forward
         names = inspect.signature(self._forward).parameters
@@ -124,7 +135,7 @@ class ZOState:
                 "Every parameter is frozen (requires_grad=False), so there is nothing to train: "
                 "leave at least one trainable."
             )
-        self.optimizer = ZOOptimizer(trainable, config, self.engine)
+        self.optimizer = ZOOptimizer(trainable, config, self.engine, seed)
         self._attach()
 
     def _attach(self) -> None:
@@ -146,7 +157,6 @@ class ZOState:
             "register_zo_eval_loss_fn_pre_hook": self.eval_hooks.pre.append,
             "register_zo_eval_loss_fn_post_hook": self.eval_hooks.post.append,
         }
-        model.__dict__.update(attributes)
 
         @functools.wraps(self._forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -155,7 +165,25 @@ class ZOState:
                 return self.step([kwargs])
             return self.evaluate([kwargs])[0]
 
-        model.forward = forward
+        self._attributes = {**attributes, "forward": forward, "__deepcopy__": self._copy}
+        model.__dict__.update(self._attributes)
+
+    def release(self) -> None:
+        """Undo the preparation: the model is as it was before, with its trained weights."""
+        self.engine.settle()
+        self.engine.remove_hooks()
+        for name in self._attributes:
+            self.model.__dict__.pop(name, None)
+
+    def _copy(self, memo: dict[int, Any]) -> Any:
+        """A deep copy of a prepared model is an ordinary model with the same weights."""
+        kept = {name: self.model.__dict__[name] for name in self._attributes}
+        self.release()
+        try:
+            return copy.deepcopy(self.model, memo)
+        finally:
+            self.engine.add_hooks()
+            self.model.__dict__.update(kept)
 
     def _set_mode(self, training: bool) -> None:
         self.model.zo_training = training  # type: ignore[assignment]
@@ -184,20 +212,19 @@ class ZOState:
         if not batches:
             raise DataError("A step needs at least one batch.")
         shares = _shares(batches, weights)
-        seed = child_seed(self.seed, self.optimizer.steps)
-        eps = self.optimizer.eps
+        seed, eps = self.optimizer.step_seed, self.optimizer.eps
         perturbations = self.method.perturbations(seed, eps)
         calls = [self._without_cache(batch) for batch in batches]
 
         def body(batch: Batch) -> torch.Tensor:
-            custom = self.model.zo_custom_train_loss_fn
+            custom: Any = self.model.zo_custom_train_loss_fn
             _, loss = forward_with_loss(
                 self.model,
                 self._forward,
                 self.train_hooks,
                 custom,
                 (),
-                batch,  # type: ignore[arg-type]
+                batch,
             )
             if loss is None:
                 raise DataError(
@@ -206,14 +233,13 @@ class ZOState:
             return loss.float()
 
         jobs = [
-            (perturbation, functools.partial(body, batch))
+            (perturbation, functools.partial(body, _own(batch)))
             for perturbation in perturbations
             for batch in calls
         ]
-        with torch.no_grad():
-            results = self.engine.sweep(jobs, functools.partial(self._plain, calls[0]))
-            per_pass = torch.stack([r.to(self.device) for r in results])
-            values = per_pass.view(len(perturbations), len(batches)).tolist()
+        results = self.engine.sweep(jobs, functools.partial(self._plain, _own(calls[0])))
+        per_pass = torch.stack([result.to(self.device) for result in results])
+        values = per_pass.view(len(perturbations), len(batches)).tolist()
         losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True)) for row in values]
         self._check_finite(losses, batches)
         estimates = self.method.estimate(perturbations, losses, eps)
@@ -229,23 +255,21 @@ class ZOState:
         batches = [self._to_device(batch) for batch in batches]
 
         def body(batch: Batch) -> Any:
-            custom = self.model.zo_custom_eval_loss_fn
+            custom: Any = self.model.zo_custom_eval_loss_fn
             output, _ = forward_with_loss(
                 self.model,
                 self._forward,
                 self.eval_hooks,
                 custom,
                 (),
-                batch,  # type: ignore[arg-type]
+                batch,
             )
             return output
 
         if not batches:
             return []
         jobs = [(Perturbation(), functools.partial(body, batch)) for batch in batches]
-        with torch.no_grad():
-            probe = functools.partial(self._plain, self._without_cache(batches[0]))
-            return self.engine.sweep(jobs, probe)
+        return self.engine.sweep(jobs, functools.partial(self._plain, _own(batches[0])))
 
     def _plain(self, batch: Batch) -> Any:
         return self._forward(**batch)
@@ -358,6 +382,19 @@ def _placement(config: ZOSettings) -> Placement:
     )
 
 
+def _draw_seed() -> int:
+    """A seed from torch's global generator."""
+    return int(torch.randint(2**63 - 1, ()).item())
+
+
+def _own(batch: Batch) -> Batch:
+    """The batch with its own copy of what a forward may change: a key-value cache, say."""
+    return {
+        name: value if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+        for name, value in batch.items()
+    }
+
+
 def _check_not_empty(batch: Batch) -> None:
     for name, value in batch.items():
         if isinstance(value, torch.Tensor) and value.dim() and value.numel() == 0:
@@ -386,6 +423,3 @@ def _label_count(batch: Batch) -> float:
         if isinstance(value, torch.Tensor) and value.dim():
             return float(value.shape[0])
     return 1.0
-
-
-__all__: Sequence[str] = ("ZOState", "check_model", "prepare", "zo_hf_init")

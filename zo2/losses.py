@@ -100,7 +100,7 @@ def _logits_and_labels(output: Any, kwargs: Mapping[str, Any]) -> list[Any]:
     return [logits, kwargs.get("labels", kwargs.get("targets"))]
 
 
-def _standard_loss(model: Any, values: list[Any]) -> torch.Tensor:
+def _standard_loss(model: Any, values: list[Any]) -> Any:
     """Transformers' loss for the model's head, from values that hooks may have changed."""
     if len(values) == 4:
         start_logits, start_positions, end_logits, end_positions = values

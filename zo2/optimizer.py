@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zo2.config import ZOSettings
+from zo2.directions.seeds import child_seed
 from zo2.engine.updates import Update
 from zo2.errors import ZO2Error
 from zo2.methods import Estimate
@@ -28,10 +29,15 @@ class ZOOptimizer(torch.optim.Optimizer):
         parameters: the trainable parameters.
         settings: lr, eps and weight_decay are taken from here.
         engine: where updates go.
+        seed: the run's seed; step k uses the k-th seed below it.
     """
 
     def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], settings: ZOSettings, engine: Engine
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        settings: ZOSettings,
+        engine: Engine,
+        seed: int,
     ) -> None:
         defaults = {
             "lr": settings.lr,
@@ -42,7 +48,12 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._engine = engine
         self._estimates: list[Estimate] = []
         self._update: Update | None = None
-        self.steps = 0
+        self.seed, self.steps = seed, 0
+
+    @property
+    def step_seed(self) -> int:
+        """Seed of the next step."""
+        return child_seed(self.seed, self.steps)
 
     @property
     def lr(self) -> float:
@@ -79,9 +90,10 @@ class ZOOptimizer(torch.optim.Optimizer):
     def projected_grad(self) -> Any:
         """The last step's projected gradient: a float, or a tuple where there are several.
 
-        Assigning 0 drops the last update (its weight decay too) as long as it is pending, that
-        is until the model is called or its weights are read. Assigning another value to the
-        projected gradient of a single direction changes the pending update to that value.
+        Assigning 0 drops the last update (its weight decay too) while it is pending, that is
+        until the model is called or its weights are read; later it changes nothing. Assigning
+        another value to the projected gradient of a single direction changes the pending
+        update to that value.
         """
         values = tuple(e.coefficient for e in self._estimates)
         if not values:
@@ -90,7 +102,10 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     @projected_grad.setter
     def projected_grad(self, value: float) -> None:
-        if self._update is None or not self._engine.is_last(self._update):
+        pending = self._update is not None and self._engine.is_last(self._update)
+        if value == 0 and not pending:
+            return
+        if self._update is None or not pending:
             raise ZO2Error(
                 "The last update can no longer be changed: it has been applied. Set "
                 "projected_grad right after the step, before the model is called or read."
@@ -108,6 +123,17 @@ class ZOOptimizer(torch.optim.Optimizer):
         estimate = Estimate(self._estimates[0].seed, float(value))
         self.steps -= 1
         self.decide([estimate], self._update.rounding_seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings, and the seed and step count from which a run goes on with the same z."""
+        return {**super().state_dict(), "zo": {"seed": self.seed, "steps": self.steps}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a `state_dict`; load the model's weights of the same moment beside it."""
+        state = dict(state_dict)
+        progress = state.pop("zo")
+        super().load_state_dict(state)
+        self.seed, self.steps = progress["seed"], progress["steps"]
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Do nothing: calling the model in training mode is the step."""

@@ -50,7 +50,9 @@ def fill_signs(out: torch.Tensor, seed: int, parameter: int, purpose: int, start
     _run(_kernels().signs, out.numpy(), seed, parameter, purpose, start)
 
 
-def _run(kernel, out: np.ndarray, seed: int, parameter: int, purpose: int, start: int) -> None:
+def _run(
+    kernel: tuple, out: np.ndarray, seed: int, parameter: int, purpose: int, start: int
+) -> None:
     if out.size == 0:
         return
     key0, key1 = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)

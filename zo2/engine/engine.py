@@ -8,7 +8,8 @@ reading a parameter does so by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any
 
@@ -59,18 +60,18 @@ class Engine:
         self._lockstep: Lockstep | None = None
         self._recorder: Recorder | None = None
         self._recorded = False
+        self._corrections = Corrections()
         self._handles: list[Any] = []
-        self._build(Corrections())
+        self._build()
 
     # -- construction ---------------------------------------------------------------------
 
-    def _build(self, corrections: Corrections) -> None:
+    def _build(self) -> None:
         """Partition the model and move its weights into fresh buffers."""
-        for handle in self._handles:
-            handle.remove()
+        self.remove_hooks()
         for buffer in self.model.buffers():
             buffer.data = buffer.data.to(self.device)
-        units = partition(self.model, self._unit_size, corrections)
+        units = partition(self.model, self._unit_size, self._corrections)
         streamed = self._placement.streamed(units)
         self.store = Store(units, self.device, streamed)
         self.units = units
@@ -83,10 +84,13 @@ class Engine:
         self._written = dict.fromkeys(self.units, 0)
         self._returns_weights: set[Unit] = set()
         scratch = max(
-            (self.store.layouts[u].nbytes for u in self.units if u.trainable and not u.held),
-            default=0,
+            (self.store.layouts[unit].nbytes for unit in units if not unit.held), default=0
         )
         self._scratch = torch.empty(scratch, dtype=torch.uint8, device=self.device)
+        self.add_hooks()
+
+    def add_hooks(self) -> None:
+        """Make calls of the units' modules pause the passes."""
         self._handles = [
             handle
             for unit in self.units
@@ -96,6 +100,11 @@ class Engine:
                 module.register_forward_hook(self._leaving(unit)),
             )
         ]
+
+    def remove_hooks(self) -> None:
+        """Leave the modules as they were."""
+        for handle in self._handles:
+            handle.remove()
 
     def _set_order(self, order: Sequence[Unit]) -> None:
         """The order in which a sweep is expected to need the units: it decides what is fetched
@@ -107,7 +116,7 @@ class Engine:
     def rebuild(self) -> None:
         """Take the weights in again after somebody moved or converted the parameters."""
         self._recorded = False
-        self._build(Corrections())
+        self._build()
 
     # -- hooks ----------------------------------------------------------------------------
 
@@ -170,18 +179,19 @@ class Engine:
             )
         if not jobs:
             return []
-        if not self.store.is_intact():
-            self.rebuild()
-        unmark(self.units)
-        try:
-            if not self._recorded:
-                self._record(probe)
-            write = len(self.pending) >= self._update_window or not any(
-                perturbation.scale for perturbation, _ in jobs
-            )
-            return self._run([Pass(p, body) for p, body in jobs], write)
-        finally:
-            self._rest()
+        with _ordinary_tensors():
+            if not self.store.is_intact():
+                self.rebuild()
+            unmark(self.units)
+            try:
+                if not self._recorded:
+                    self._record(probe)
+                write = len(self.pending) >= self._update_window or not any(
+                    perturbation.scale for perturbation, _ in jobs
+                )
+                return self._run([Pass(p, body) for p, body in jobs], write)
+            finally:
+                self._rest()
 
     def _record(self, body: Body) -> None:
         """Run one pass for itself, and correct the partition by what it reads where."""
@@ -208,7 +218,8 @@ class Engine:
         if recorder.corrections != Corrections():
             self._rest()
             self.settle()
-            self._build(recorder.corrections)
+            self._corrections |= recorder.corrections
+            self._build()
             self._record(body)
             return
         never_run = [unit for unit in self.units if unit not in recorder.order]
@@ -225,9 +236,9 @@ class Engine:
             try:
                 for one in passes:
                     self._resume(one, held)
-                while waiting := lockstep.waiting():
-                    unit = min((one.at for one in waiting), key=self._position.__getitem__)
-                    here = [one for one in waiting if one.at is unit]
+                while waiting := [(one.at, one) for one in passes if one.at is not None]:
+                    unit = min((at for at, _ in waiting), key=self._position.__getitem__)
+                    here = [one for at, one in waiting if at is unit]
                     self._visit(unit, here, held, write and unit not in visited)
                     visited.add(unit)
             finally:
@@ -257,7 +268,9 @@ class Engine:
             self.store.hide(unit)
             transfer.release(unit)
 
-    def _perturbed(self, unit: Unit, base: list[torch.Tensor], passes: list[Pass]):
+    def _perturbed(
+        self, unit: Unit, base: list[torch.Tensor], passes: list[Pass]
+    ) -> Iterator[tuple[list[torch.Tensor], list[Pass]]]:
         """Yield (weights, passes) for each perturbation, as many copies at once as fit."""
         groups = [
             (perturbation, list(group))
@@ -352,15 +365,16 @@ class Engine:
         """Apply every pending update, so that the parameters hold the true weights."""
         if self._lockstep is not None:
             return
-        unmark(self.units)
-        if not self.store.is_intact():
-            self.rebuild()
-        for unit in self._order:
-            transfer = self._transfer[unit]
-            self._write(unit, transfer.acquire(unit))
-            transfer.release(unit)
-        self._forget_written()
-        self._finish()
+        with _ordinary_tensors():
+            unmark(self.units)
+            if not self.store.is_intact():
+                self.rebuild()
+            for unit in self._order:
+                if self._written[unit] < len(self.pending):
+                    self._write(unit, self._transfer[unit].acquire(unit))
+                    self._transfer[unit].release(unit)
+            self._forget_written()
+            self._finish()
 
     def _rest(self) -> None:
         """End a sweep: parameters rest in the store, marked if they lack updates."""
@@ -392,6 +406,13 @@ class Engine:
         self.pending.pop()
         if not self.pending:
             unmark(self.units)
+
+
+@contextlib.contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """No gradients; and no inference mode, whose tensors could not be written to outside it."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 _Held = dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]]

@@ -11,7 +11,8 @@ import contextvars
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from greenlet import GreenletExit, getcurrent, greenlet
+import torch
+from greenlet import GreenletExit, greenlet
 
 from zo2.engine.partition import Unit
 from zo2.engine.threadstate import Switcher, capture
@@ -41,7 +42,7 @@ class Pass:
 
     @property
     def done(self) -> bool:
-        return self._greenlet.dead
+        return bool(self._greenlet.dead)
 
     def _run(self) -> None:
         self.result = self._body()
@@ -58,9 +59,6 @@ class Pass:
     def kill(self) -> None:
         if not self._greenlet.dead:
             self._greenlet.throw(GreenletExit)
-
-    def is_current(self) -> bool:
-        return getcurrent() is self._greenlet
 
 
 class Lockstep:
@@ -84,10 +82,8 @@ class Lockstep:
         """Run ``one`` until it waits at its next unit or is done; its errors come through."""
         self._enter(one, one.go)
 
-    def waiting(self) -> list[Pass]:
-        return [one for one in self.passes if one.at is not None]
-
     def _enter(self, one: Pass, move: Callable[[], None]) -> None:
+        torch.clear_autocast_cache()  # it knows weights by object, and what they hold changes
         outside = self._switcher.leave()
         self._switcher.enter(one.state)
         self.current = one

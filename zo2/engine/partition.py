@@ -23,8 +23,12 @@ class Weight:
     parameter: nn.Parameter
     name: str
     shape: ParameterShape
-    trainable: bool
     decayed: bool
+
+    @property
+    def trainable(self) -> bool:
+        """Frozen weights are neither perturbed nor updated."""
+        return self.parameter.requires_grad
 
     @property
     def nbytes(self) -> int:
@@ -75,6 +79,9 @@ class Corrections:
     whole: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
 
+    def __or__(self, other: Corrections) -> Corrections:
+        return Corrections(self.whole | other.whole, self.held | other.held)
+
 
 def partition(model: nn.Module, size: str, corrections: Corrections | None = None) -> list[Unit]:
     """Split ``model`` into units.
@@ -108,7 +115,6 @@ def _weights(model: nn.Module) -> dict[int, Weight]:
             parameter=parameter,
             name=name,
             shape=ParameterShape(index, tuple(parameter.shape)),
-            trainable=parameter.requires_grad,
             decayed=_is_decayed(name, parameter, owners[id(parameter)]),
         )
         for index, (name, parameter) in enumerate(model.named_parameters())

@@ -35,7 +35,7 @@ _METADATA = {
     torch.is_floating_point,
     torch.is_complex,
     torch.numel,
-    torch.Tensor.data.__set__,
+    torch.Tensor.data.__set__,  # type: ignore[attr-defined]
 } | {
     getattr(torch.Tensor, name).__get__
     for name in (

@@ -50,7 +50,7 @@ def unmark(units: Iterable[Unit]) -> None:
     """Make the units' parameters ordinary again."""
     for parameter in _parameters(units):
         if type(parameter) is RestingParameter:
-            parameter.__class__ = nn.Parameter
+            parameter.__class__ = nn.Parameter  # type: ignore[assignment]
             parameter.__dict__.pop("_zo_settle", None)
 
 

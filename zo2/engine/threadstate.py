@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch import overrides
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 _SDPA = (
@@ -46,7 +46,7 @@ def capture() -> ThreadState:
         ),
         autocast_cache=torch.is_autocast_cache_enabled(),
         sdpa=tuple(enabled() for enabled, _ in _SDPA),
-        modes=tuple(_get_current_function_mode_stack()),
+        modes=tuple(overrides._get_current_function_mode_stack()),
         dtype=torch.get_default_dtype(),
     )
 
@@ -91,8 +91,8 @@ class Switcher:
         for (_, enable), value in zip(_SDPA, state.sdpa, strict=True):
             enable(value)
         if state.modes != now.modes:
-            while torch.overrides._len_torch_function_stack():
-                _pop_mode()
+            for _ in now.modes:
+                overrides._pop_mode()
             for mode in state.modes:
-                _push_mode(mode)
+                overrides._push_mode(mode)
         torch.set_default_dtype(state.dtype)

@@ -61,7 +61,7 @@ def philox(
     Products of two 32-bit words wrap around in int64; the bits are those of the unsigned
     product, and the mask after the shift removes the sign's copies.
     """
-    c0, c1 = counter & _LOW, counter >> 32
+    c0, c1 = counter & _LOW, (counter >> 32) & _LOW
     c2, c3 = torch.full_like(counter, parameter), torch.full_like(counter, purpose)
     k0, k1 = seed & _LOW, seed >> 32
     for _ in range(ROUNDS):

@@ -180,9 +180,9 @@ class Engine:
         if not jobs:
             return []
         with _ordinary_tensors():
+            unmark(self.units)
             if not self.store.is_intact():
                 self.rebuild()
-            unmark(self.units)
             try:
                 if not self._recorded:
                     self._record(probe)

@@ -1,0 +1,645 @@
+"""The sweep: same bits whatever the placement, and the traps that lockstep could fall into."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import zo2
+from tests.oracle import direction, is_decayed, naive_mezo, perturbed_loss
+from tests.tiny import batch, tiny
+from zo2.engine.placement import Placement, spread
+
+CPU = {"working_device": "cpu", "seed": 7}
+
+
+def train(model, batches, steps, placement=None, split=1, method="mezo-sgd", **settings):
+    """Weights and losses after ``steps`` steps of a copy of ``model``."""
+    model = copy.deepcopy(model)
+    config = zo2.ZOConfig(method, **{**CPU, "weight_decay": 0.0, "lr": 1e-3, **settings})
+    zo2.prepare(model, config, placement=placement)
+    losses = []
+    for step in range(steps):
+        whole = batches[step % len(batches)]
+        parts = [
+            {name: value.chunk(split)[i] for name, value in whole.items()} for i in range(split)
+        ]
+        losses.append(model.zo_step(parts).item())
+    return losses, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+class Toy(nn.Module):
+    """Embedding, blocks, head; ``blocks`` says how to run them."""
+
+    def __init__(self, layers, run=None, width=8, vocabulary=13, tied=False):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+        self.run = run
+
+    def forward(self, input_ids, labels=None):
+        x = self.embed(input_ids)
+        if self.run is not None:
+            x = self.run(self, x)
+        else:
+            for layer in self.layers:
+                x = layer(x)
+        logits = self.head(x)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return loss, logits
+
+
+class Mix(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x):
+        return x + torch.tanh(self.linear(self.norm(x)))
+
+
+def toy(count=3, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return Toy([Mix() for _ in range(count)], **kwargs).eval()
+
+
+def toy_batch(seed=0, n=4, length=6):
+    ids = torch.randint(13, (n, length), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "labels": ids.roll(-1, 1)}
+
+
+def toy_losses(model, one, seed, scales, family="gaussian"):
+    """Losses of plain forwards of perturbed copies."""
+    z = direction(model, seed, family)
+    found = []
+    for scale in scales:
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, parameter in other.named_parameters():
+                parameter.copy_(parameter.float() + z[name] * scale)
+            found.append(other(**one)[0].item())
+    return found
+
+
+# -- the same bits whatever the placement ---------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_after_20_steps_do_not_depend_on_placement(family, dtype):
+    model = tiny(family, dtype=dtype)
+    batches = [batch(model, seed=s) for s in range(3)]
+    settings = {"lr": 1e-2, "weight_decay": 0.1}
+    losses, weights = train(model, batches, 20, zo2=False, **settings)
+    variants = {
+        "all streamed": {},
+        "one slot": {"placement": Placement(slots=1, copies=True)},
+        "two slots": {"placement": Placement(slots=2, copies=True)},
+        "five slots": {"placement": Placement(slots=5, copies=True)},
+        "half": {"placement": Placement(blocks=frozenset([1]), slots=2, copies=True)},
+        "leaf": {"unit": "leaf"},
+        "leaf through slots": {"unit": "leaf", "placement": Placement(slots=2, copies=True)},
+        "no overlap": {"overlap": False, "offloading_blocks": [0]},
+    }
+    for name, variant in variants.items():
+        other_losses, other = train(model, batches, 20, **settings, **variant)
+        assert losses == other_losses, name
+        assert_same(weights, other)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    blocks=st.integers(1, 5),
+    streamed=st.sets(st.integers(0, 4)),
+    slots=st.integers(1, 6),
+    unit=st.sampled_from(["block", "leaf"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    direction=st.sampled_from(["gaussian", "rademacher", "rank1"]),
+    method=st.sampled_from(["mezo-sgd", "fzoo"]),
+    tied=st.booleans(),
+    copies=st.booleans(),
+)
+def test_any_partition_and_placement_give_the_same_bits(
+    blocks, streamed, slots, unit, dtype, direction, method, tied, copies
+):
+    model = toy(blocks, tied=tied).to(dtype)
+    ids = [toy_batch(s) for s in range(2)]
+    common = {"direction": direction, "method": method, "lr": 1e-2}
+    losses, weights = train(model, ids, 4, zo2=False, **common)
+    placement = Placement(frozenset(b for b in streamed if b < blocks), slots, copies)
+    other_losses, other = train(model, ids, 4, placement, unit=unit, **common)
+    assert losses == other_losses
+    assert_same(weights, other)
+
+
+def test_weights_equal_the_oracle_within_rounding():
+    model = tiny("llama")
+    batches = [batch(model, seed=s) for s in range(4)]
+    settings = {"lr": 3e-3, "weight_decay": 0.1}
+    _, expected = naive_mezo(model, batches, steps=20, seed=7, **settings)
+    _, weights = train(model, batches, 20, **settings)
+    for name, value in expected.items():
+        difference = (weights[name].double() - value.double()).abs().max()
+        assert difference < 20 * 2.0**-23 * (1 + value.abs().max()), name
+
+
+@pytest.mark.parametrize("split", [1, 2, 4])
+def test_micro_batches_give_the_loss_of_the_whole_batch(split):
+    model = tiny("llama")
+    batches = [batch(model, n=4, padded=True, seed=s) for s in range(2)]
+    losses, weights = train(model, batches, 5)
+    other_losses, other = train(model, batches, 5, split=split)
+    assert other_losses == pytest.approx(losses, rel=1e-5)
+    for name in weights:
+        assert torch.allclose(weights[name], other[name], atol=2e-4), name
+
+
+def test_one_example_at_a_time_is_the_same_bits_through_any_placement():
+    model = tiny("opt")
+    batches = [batch(model, n=3)]
+    losses, weights = train(model, batches, 5, split=3, zo2=False)
+    for variant in ({"unit": "leaf"}, {"placement": Placement(slots=2, copies=True)}):
+        other_losses, other = train(model, batches, 5, split=3, **variant)
+        assert losses == other_losses
+        assert_same(weights, other)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "rademacher", "rank1"])
+@pytest.mark.parametrize("window", [2, 7, 50])
+def test_a_window_of_pending_updates_saves_only_rounding(family, window):
+    model = toy()
+    batches = [toy_batch(s) for s in range(3)]
+    settings = {"direction": family, "lr": 1e-2, "weight_decay": 0.1}
+    losses, weights = train(model, batches, 25, **settings)
+    other_losses, other = train(
+        model,
+        batches,
+        25,
+        update_window=window,
+        placement=Placement(slots=2, copies=True),
+        **settings,
+    )
+    assert other_losses == pytest.approx(losses, rel=1e-4)
+    for name in weights:
+        assert torch.allclose(weights[name], other[name], atol=1e-4), name
+
+
+def test_base_stays_read_only_within_the_window():
+    model = toy()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    zo2.prepare(model, zo2.ZOConfig(update_window=10, lr=1e-2, **CPU))
+    for _ in range(5):
+        model(**toy_batch())
+    engine = model._zo.engine
+    assert len(engine.pending) == 5
+    stored = {
+        w.name: v
+        for u in engine.units
+        for w, v in zip(u.weights, engine.store.views[u], strict=True)
+    }
+    assert all(torch.equal(stored[name], before[name]) for name in stored)
+    assert not torch.equal(model.state_dict()["head.weight"], before["head.weight"])
+    assert engine.pending == []
+
+
+def test_fzoo_is_its_formula():
+    model = toy()
+    config = zo2.ZOConfig("fzoo", directions=3, lr=1e-2, weight_decay=0.0, eps=1e-2, **CPU)
+    reference = copy.deepcopy(model)
+    zo2.prepare(model, config)
+    one = toy_batch()
+    returned = model(**one).item()
+    from zo2.directions.seeds import child_seed
+
+    step = child_seed(7, 0)
+    seeds = [child_seed(step, i) for i in range(3)]
+    base = reference(**one)[0].item()
+    losses = [toy_losses(reference, one, s, [1e-2], "rademacher")[0] for s in seeds]
+    assert returned == base
+    mean = sum(losses) / 3
+    sigma = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / 2)
+    z = [direction(reference, s, "rademacher") for s in seeds]
+    for name, parameter in reference.named_parameters():
+        update = sum((loss - base) / sigma * zi[name] for loss, zi in zip(losses, z, strict=True))
+        expected = parameter.detach() - 1e-2 / 3 * update
+        assert torch.allclose(model.state_dict()[name], expected, atol=1e-6), name
+
+
+# -- traps ----------------------------------------------------------------------------------
+
+
+def autocast_around_layers(model, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for layer in model.layers:
+            x = layer(x)
+    return x.float()
+
+
+def no_grad_and_inference(model, x):
+    with torch.inference_mode():
+        x = model.layers[0](x)
+        with torch.inference_mode(False):
+            x = x.clone()
+            with torch.no_grad():
+                x = model.layers[1](x)
+        x = model.layers[2](x)
+    return x.clone()
+
+
+def sdpa_and_device(model, x):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH), torch.device("cpu"):
+        for layer in model.layers:
+            x = layer(x) + F.scaled_dot_product_attention(x, x, x)
+    return x
+
+
+@pytest.mark.parametrize("run", [autocast_around_layers, no_grad_and_inference, sdpa_and_device])
+def test_contexts_opened_in_a_forward_do_not_leak(run):
+    from zo2.engine.threadstate import capture
+
+    model = toy(run=run)
+    expected = toy_losses(model, toy_batch(), zo2_seed(0), [1e-3, -1e-3])
+    before = capture()
+    found = losses_of_a_step(model, toy_batch())
+    assert found == expected
+    assert capture() == before
+
+
+def test_autocast_outside_the_step_holds_for_every_pass():
+    model = toy()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = toy_losses(model, toy_batch(), zo2_seed(0), [1e-3, -1e-3])
+        found = losses_of_a_step(model, toy_batch())
+        assert torch.is_autocast_enabled("cpu")
+    assert found == expected
+    assert expected[0] != expected[1]
+
+
+def zo2_seed(step):
+    from zo2.directions.seeds import child_seed
+
+    return child_seed(CPU["seed"], step)
+
+
+def losses_of_a_step(model, one, **settings):
+    """The losses of all passes of one step of a copy of ``model``."""
+    model = copy.deepcopy(model)
+    zo2.prepare(model, zo2.ZOConfig(**{**CPU, "weight_decay": 0.0, **settings}))
+    seen = []
+    estimate = model._zo.method.estimate
+
+    def spy(perturbations, losses, eps):
+        seen.extend(losses)
+        return estimate(perturbations, losses, eps)
+
+    model._zo.method.estimate = spy
+    model(**one)
+    return seen
+
+
+def run_shared_block_thrice(model, x):
+    for _ in range(3):
+        x = model.layers[0](x)
+    return model.layers[1](x)
+
+
+def run_backwards(model, x):
+    for layer in reversed(model.layers):
+        x = layer(x)
+    return x
+
+
+def skip_one(model, x):
+    return model.layers[2](model.layers[0](x))
+
+
+def depends_on_the_weights(model, x):
+    """Which layer runs differs between the passes of a step."""
+    return model.layers[int(x.sum().item() * 1e4) % 3](x)
+
+
+@pytest.mark.parametrize(
+    "run", [run_shared_block_thrice, run_backwards, skip_one, depends_on_the_weights]
+)
+@pytest.mark.parametrize("unit", ["block", "leaf"])
+@pytest.mark.parametrize("slots", [None, 1, 2])
+def test_every_unit_is_updated_exactly_once_however_often_it_runs(run, unit, slots):
+    model = toy(run=run)
+    one = toy_batch()
+    placement = slots and Placement(slots=slots, copies=True)
+    expected = copy.deepcopy(model)
+    seed = zo2_seed(0)
+    plus, minus = toy_losses(model, one, seed, [1e-3, -1e-3])
+    z = direction(model, seed)
+    found = losses_of_a_step(model, one, unit=unit)
+    assert found == [plus, minus]
+    _, weights = train(model, [one], 1, placement, unit=unit, lr=1e-2)
+    gradient = (plus - minus) / 2e-3
+    for name, parameter in expected.named_parameters():
+        exact = parameter.detach() + z[name] * (-1e-2 * gradient)
+        assert torch.equal(weights[name], exact), name
+
+
+def test_order_is_recorded_not_assumed():
+    model = toy(run=run_backwards)
+    zo2.prepare(model, zo2.ZOConfig(**CPU))
+    model(**toy_batch())
+    names = [unit.name for unit in model._zo.engine._order]
+    assert names == ["embed", "layers.2", "layers.1", "layers.0", "head"]
+
+
+class ReadsChildWeight(nn.Module):
+    """Uses its convolution's weight without calling the convolution, as Mamba does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv1d(8, 8, 1), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.out(
+            F.conv1d(x.transpose(1, 2), self.conv.weight, self.conv.bias).transpose(1, 2)
+        )
+
+
+class ReadsFromTheTrunk(Toy):
+    """Uses the embedding as head, a slice of learned positions, and a loose parameter."""
+
+    def __init__(self):
+        super().__init__([ReadsChildWeight(), Mix()])
+        self.positions = nn.Embedding(32, 8)
+        self.scale = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, input_ids, labels=None):
+        x = self.embed(input_ids) * self.scale + self.positions.weight[: input_ids.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        logits = F.linear(x, self.embed.weight)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits
+
+
+@pytest.mark.parametrize("unit", ["block", "leaf"])
+@pytest.mark.parametrize("slots", [None, 1, 3])
+def test_weights_read_outside_their_module_are_found_and_perturbed(unit, slots):
+    torch.manual_seed(1)
+    model = ReadsFromTheTrunk().eval()
+    one = toy_batch()
+    found = losses_of_a_step(model, one, unit=unit)
+    assert found == toy_losses(model, one, zo2_seed(0), [1e-3, -1e-3])
+    placement = slots and Placement(slots=slots, copies=True)
+    losses, weights = train(model, [one], 4, zo2=False)
+    other_losses, other = train(model, [one], 4, placement, unit=unit)
+    assert losses == other_losses
+    assert_same(weights, other)
+
+
+class SlicePositions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(32, 8))
+
+    def forward(self, length):
+        return self.weight[:length]  # a view, whose buffer the next pass overwrites
+
+
+class UsesPositionsLate(Toy):
+    def __init__(self):
+        super().__init__([Mix(), Mix()])
+        self.positions = SlicePositions()
+
+    def forward(self, input_ids, labels=None):
+        positions = self.positions(input_ids.shape[1])
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            x = layer(x + positions)
+        logits = self.head(x)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits
+
+
+def test_a_unit_may_return_a_view_of_its_weight():
+    torch.manual_seed(2)
+    model = UsesPositionsLate().eval()
+    found = losses_of_a_step(model, toy_batch())
+    assert found == toy_losses(model, toy_batch(), zo2_seed(0), [1e-3, -1e-3])
+
+
+def test_an_unexpected_read_after_recording_is_not_silent():
+    """The first batch does not reach the branch that reads a weight outside its module."""
+    model = toy()
+
+    def run(self, x):
+        if x.shape[1] > 6:
+            x = x + self.head.weight[0]
+        return self.layers[1](x)
+
+    model.run = run
+    zo2.prepare(model, zo2.ZOConfig(**CPU))
+    model(**toy_batch(length=6))
+    with pytest.raises(zo2.NonFiniteLossError):
+        model(**toy_batch(length=7))
+
+
+def test_tied_weights_are_one_parameter():
+    model = toy(tied=True)
+    one = toy_batch()
+    assert losses_of_a_step(model, one) == toy_losses(model, one, zo2_seed(0), [1e-3, -1e-3])
+    zo2.prepare(model, zo2.ZOConfig(**CPU))
+    model(**one)
+    assert model.head.weight is model.embed.weight
+    assert [unit.name for unit in model._zo.engine.units].count("embed") == 1
+    assert "head" not in [unit.name for unit in model._zo.engine.units]
+    state = model.state_dict()
+    assert torch.equal(state["head.weight"], state["embed.weight"])
+
+
+@pytest.mark.parametrize("unit", ["block", "leaf"])
+def test_frozen_parameters_are_neither_perturbed_nor_updated(unit):
+    model = toy()
+    model.embed.weight.requires_grad_(False)
+    model.layers[1].linear.weight.requires_grad_(False)
+    one, frozen = toy_batch(), ("embed.weight", "layers.1.linear.weight")
+    z = direction(model, zo2_seed(0))
+    for name in frozen:
+        z[name] = torch.zeros_like(z[name])
+    expected = []
+    for scale in (1e-3, -1e-3):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, parameter in other.named_parameters():
+                parameter.add_(z[name] * scale)
+        expected.append(other(**one)[0].item())
+    assert losses_of_a_step(model, one, unit=unit) == expected
+    _, weights = train(model, [one], 5, unit=unit, lr=1e-2, weight_decay=0.1)
+    for name, value in model.state_dict().items():
+        assert torch.equal(weights[name], value) == (name in frozen), name
+
+
+def test_one_layer_and_no_layer_models():
+    for model in (toy(1), nn.Sequential(nn.Linear(3, 2))):
+        if isinstance(model, Toy):
+            losses, _ = train(model, [toy_batch()], 3)
+            assert all(math.isfinite(loss) for loss in losses)
+        else:
+            zo2.prepare(model, zo2.ZOConfig(**CPU))
+            model.zo_eval()
+            assert model(torch.ones(1, 3)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weight_decay_skips_biases_and_norms(dtype):
+    model = toy().to(dtype)
+    config = zo2.ZOConfig(lr=0.5, weight_decay=0.5, **CPU)
+    reference = copy.deepcopy(model)
+    zo2.prepare(model, config)
+    model(**toy_batch())
+    model.opt.projected_grad = 1e-30  # what remains of the update is the decay
+    for name, parameter in reference.named_parameters():
+        factor = 0.75 if is_decayed(reference, name) else 1.0
+        error = (model.state_dict()[name].float() - parameter.float() * factor).abs().max()
+        spacing = 2.0**-7 if dtype == torch.bfloat16 else 2.0**-23
+        assert error <= spacing * parameter.abs().max() + 1e-28, name
+    assert any(not is_decayed(reference, n) for n, _ in reference.named_parameters())
+
+
+def test_seed_zero_is_a_seed_like_any_other():
+    model = toy()
+    runs = {s: train(model, [toy_batch()], 3, seed=s)[1]["head.weight"] for s in (0, 1)}
+    again = train(model, [toy_batch()], 3, seed=0)[1]["head.weight"]
+    assert torch.equal(runs[0], again)
+    assert not torch.equal(runs[0], runs[1])
+
+
+def test_passes_leave_no_gradients():
+    model = toy()
+    zo2.prepare(model, zo2.ZOConfig(**CPU))
+    loss = model(**toy_batch())
+    assert not loss.requires_grad
+    assert all(p.grad is None and p.grad_fn is None for p in model.parameters())
+
+
+# -- errors leave the model usable ----------------------------------------------------------
+
+
+def test_a_non_finite_loss_drops_the_step():
+    model = toy()
+    zo2.prepare(model, zo2.ZOConfig(lr=1e-2, **CPU))
+    twin = copy.deepcopy(model)
+    zo2.prepare(twin, zo2.ZOConfig(lr=1e-2, **CPU))
+    one = toy_batch()
+    model(**one), twin(**one)
+    with pytest.raises(zo2.NonFiniteLossError, match="every label of a batch is -100"):
+        model(input_ids=one["input_ids"], labels=torch.full_like(one["labels"], -100))
+    assert model(**one).item() == twin(**one).item()
+    assert_same(model.state_dict(), twin.state_dict())
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [ValueError, Stop, KeyboardInterrupt])
+@pytest.mark.parametrize("slots", [None, 1, 2])
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_an_exception_inside_a_pass_leaves_the_weights_of_the_last_step(error, slots, at):
+    calls = {"n": 0, "raise": None}
+
+    def run(self, x):
+        for layer in self.layers:
+            x = layer(x)
+            calls["n"] += 1
+            if calls["n"] == calls["raise"]:
+                raise error("stop here")
+        return x
+
+    one = toy_batch()
+    placement = slots and Placement(slots=slots, copies=True)
+    expected = train(toy(), [one], 4, lr=1e-2)[1]
+    model = toy(run=run)
+    zo2.prepare(model, zo2.ZOConfig(lr=1e-2, weight_decay=0.0, **CPU), placement=placement)
+    model(**one), model(**one)
+    calls["raise"] = calls["n"] + at
+    with pytest.raises(error):
+        model(**one)
+    model(**one), model(**one)
+    assert_same(model.state_dict(), expected)
+
+
+def test_calling_the_model_inside_its_own_pass_is_refused():
+    model = toy()
+    zo2.prepare(model, zo2.ZOConfig(**CPU))
+    model.zo_custom_train_loss_fn = lambda m, *args, **kwargs: m(**toy_batch())
+    with pytest.raises(zo2.ZO2Error, match="within one of its own passes"):
+        model(**toy_batch())
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+def test_an_empty_batch_is_refused(shape):
+    model = toy()
+    zo2.prepare(model, zo2.ZOConfig(**CPU))
+    empty = torch.zeros(shape, dtype=torch.long)
+    with pytest.raises(zo2.DataError, match="batch is empty"):
+        model(input_ids=empty, labels=empty)
+    with pytest.raises(zo2.DataError, match="at least one batch"):
+        model.zo_step([])
+
+
+def test_unknown_blocks_are_refused():
+    with pytest.raises(zo2.ConfigError, match=r"block 9.*3 blocks"):
+        zo2.prepare(toy(), zo2.ZOConfig(offloading_blocks=[1, 9], **CPU))
+
+
+# -- resources ------------------------------------------------------------------------------
+
+
+def test_a_prepared_model_can_be_collected():
+    model = toy()
+    zo2.prepare(model, zo2.ZOConfig(**CPU))
+    model(**toy_batch())
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(1, 100), min_size=1, max_size=40), share=st.floats(0, 1.2))
+def test_spread_fits_the_budget_and_is_even(sizes, share):
+    budget = int(sum(sizes) * share)
+    chosen = spread(sizes, budget)
+    assert sum(sizes[i] for i in chosen) <= budget
+    if budget >= sum(sizes):
+        assert chosen == set(range(len(sizes)))
+    if len(set(sizes)) == 1:
+        assert len(chosen) == min(len(sizes), budget // sizes[0])
+        gaps = [b - a for a, b in zip(sorted(chosen), sorted(chosen)[1:], strict=False)]
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_perturbed_loss_helper_moves_the_weights():
+    """The oracle itself: a scale of zero is the plain loss, another is not."""
+    model = tiny("opt")
+    one, z = batch(model), direction(model, 1)
+    assert perturbed_loss(model, one, 0.0, z) == model(**one).loss.item()
+    assert perturbed_loss(model, one, 0.1, z) != model(**one).loss.item()

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from zo2.directions import compiled
 from zo2.directions.base import Family, ParameterShape, register
-from zo2.directions.words import Purpose, signs
-
-
-def fill_signs(out: torch.Tensor, seed: int, parameter: int, purpose: Purpose, start: int) -> None:
-    """Write signs ``start`` .. of a stream into ``out`` by the fastest means at hand."""
-    if out.device.type == "cpu" and compiled.available():
-        compiled.fill_signs(out, seed, parameter, purpose, start)
-    else:
-        out.copy_(signs(seed, parameter, purpose, start, out.numel(), out.device))
+from zo2.directions.streams import fill_signs
+from zo2.directions.words import Purpose
 
 
 @register("rademacher")

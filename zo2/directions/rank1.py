@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from zo2.directions.base import Family, ParameterShape, register
-from zo2.directions.rademacher import fill_signs
+from zo2.directions.streams import fill_signs
 from zo2.directions.words import Purpose
 
 _SMALL_MATRIX = 4096  # elements; smaller matrices of a stack are made several at a time

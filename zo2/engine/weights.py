@@ -13,12 +13,14 @@ from itertools import groupby
 import torch
 
 from zo2.directions import Family, ParameterShape
-from zo2.directions import compiled as compiled_directions
-from zo2.directions.words import Purpose, words
+from zo2.directions.streams import fill_words
+from zo2.directions.words import Purpose
 from zo2.engine.updates import Affine
 from zo2.methods import Perturbation
 
-CHUNK = 1 << 18  # elements; z and the weights of a chunk stay in the second-level cache
+# Elements of a chunk. On a CPU, z and the weights of a chunk stay in the second-level cache; on a
+# GPU a chunk is large enough to fill it, and what a chunk needs beside the weights stays small.
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 class TorchArithmetic:
@@ -41,9 +43,9 @@ class TorchArithmetic:
             shape: which parameter ``base`` is.
             update: what to apply; its rounding seed names the bits of stochastic rounding.
         """
-        flat = base.view(-1)
-        for start in range(0, flat.numel(), CHUNK):
-            part = flat[start : start + CHUNK]
+        flat, chunk = base.view(-1), CHUNK[base.device.type]
+        for start in range(0, flat.numel(), chunk):
+            part = flat[start : start + chunk]
             result = self._updated(part, shape, start, update)
             if part.dtype == torch.float32:
                 if result is not part:
@@ -66,14 +68,15 @@ class TorchArithmetic:
         Perturbations of one seed that stand next to each other share one z.
         """
         flat, flats = base.view(-1), [out.view(-1) for out in outs]
-        for start in range(0, flat.numel(), CHUNK):
-            part = flat[start : start + CHUNK]
+        chunk = CHUNK[base.device.type]
+        for start in range(0, flat.numel(), chunk):
+            part = flat[start : start + chunk]
             weights = self._updated(part, shape, start, pending, in_place=False)
             pairs = zip(perturbations, flats, strict=True)
             for seed, group in groupby(pairs, key=lambda pair: pair[0].seed):
                 z: torch.Tensor | None = None
                 for perturbation, out in group:
-                    target = out[start : start + CHUNK]
+                    target = out[start : start + chunk]
                     if perturbation.scale == 0.0:
                         target.copy_(weights)
                         continue
@@ -112,13 +115,8 @@ class TorchArithmetic:
         start: int,
         seed: int,
     ) -> torch.Tensor:
-        count = values.numel()
-        if values.device.type == "cpu" and compiled_directions.available():
-            bits = torch.empty(count, dtype=torch.int32)
-            compiled_directions.fill_words(bits, seed, shape.index, Purpose.ROUNDING, start)
-        else:
-            stream = words(seed, shape.index, Purpose.ROUNDING, start, count, values.device)
-            bits = stream.to(torch.int32)  # keeps the low 32 bits
+        bits = torch.empty_like(values, dtype=torch.int32)
+        fill_words(bits, seed, shape.index, Purpose.ROUNDING, start)
         return round_stochastically(values, bits, dtype)
 
 

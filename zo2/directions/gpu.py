@@ -1,0 +1,183 @@
+"""The streams of `words` and `normals` as Triton kernels: the same bits on a GPU.
+
+Triton comes with torch's CUDA wheels. Floating-point contraction is switched off, so that every
+operation is rounded as in the definition.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import torch
+
+from zo2.directions import normals
+from zo2.directions.words import LANES, MULTIPLIERS, ROUNDS, SIGN_BLOCK, TILE, WEYL
+
+logger = logging.getLogger("zo2")
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+
+@functools.cache
+def available() -> bool:
+    """Whether Triton can be used; the first time it cannot, the log says so."""
+    if triton is None:
+        logger.warning("Triton is not installed: noise on the GPU is several times slower.")
+        return False
+    return True
+
+
+def fill_words(out: torch.Tensor, seed: int, parameter: int, purpose: int, start: int) -> None:
+    """Write words ``start`` .. of a stream into ``out`` (int32, the words' bits; on a GPU)."""
+    _launch(_words, TILE, out, seed, parameter, purpose, start)
+
+
+def fill_normals(out: torch.Tensor, seed: int, parameter: int, purpose: int, start: int) -> None:
+    """Write normals ``start`` .. of a stream into ``out`` (float32, on a GPU)."""
+    _launch(_normals, TILE, out, seed, parameter, purpose, start)
+
+
+def fill_signs(out: torch.Tensor, seed: int, parameter: int, purpose: int, start: int) -> None:
+    """Write signs ``start`` .. of a stream into ``out`` (float32 +1 and -1, on a GPU)."""
+    _launch(_signs, SIGN_BLOCK, out, seed, parameter, purpose, start)
+
+
+def _launch(
+    kernel: Any, block: int, out: torch.Tensor, seed: int, parameter: int, purpose: int, start: int
+) -> None:
+    if out.numel() == 0:
+        return
+    first, last = start // block, -(-(start + out.numel()) // block)
+    kernel[(last - first,)](
+        out,
+        out.numel(),
+        start,
+        first,
+        seed & 0xFFFFFFFF,
+        seed >> 32,
+        parameter,
+        purpose,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+
+
+if triton is not None:
+    _jit = functools.partial(
+        triton.jit,
+        do_not_specialize=["count", "start", "first", "key0", "key1", "parameter", "purpose"],
+    )
+    _LANES = tl.constexpr(LANES)
+    _TILE = tl.constexpr(TILE)
+    _SIGN_BLOCK = tl.constexpr(SIGN_BLOCK)
+    _ROUNDS = tl.constexpr(ROUNDS)
+    _M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
+    _W0, _W1 = (tl.constexpr(w) for w in WEYL)
+    _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = (
+        tl.constexpr(c) for c in normals.LOG_POLYNOMIAL
+    )
+    _S0, _S1, _S2 = (tl.constexpr(c) for c in normals.SIN_POLYNOMIAL)
+    _C0, _C1, _C2 = (tl.constexpr(c) for c in normals.COS_POLYNOMIAL)
+    _LN2_HIGH, _LN2_LOW = tl.constexpr(normals.LN2_HIGH), tl.constexpr(normals.LN2_LOW)
+    _HALF_PI = tl.constexpr(normals.HALF_PI)
+    _SQRT_HALF_BITS = tl.constexpr(normals.SQRT_HALF_BITS)
+    _U_SCALE = tl.constexpr(normals.UNIFORM_SCALE)
+    _U_OFFSET = tl.constexpr(normals.UNIFORM_OFFSET)
+
+    @triton.jit
+    def _philox(tile, key0, key1, parameter, purpose):
+        """The four words of each of the tile's counters."""
+        lane = tl.arange(0, _LANES)
+        counter = tile * _LANES + lane.to(tl.int64)
+        c0 = (counter & 0xFFFFFFFF).to(tl.uint32)
+        c1 = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32)
+        c2 = tl.zeros_like(c0) + parameter.to(tl.uint32)
+        c3 = tl.zeros_like(c0) + purpose.to(tl.uint32)
+        k0 = tl.zeros_like(c0) + key0.to(tl.uint32)
+        k1 = tl.zeros_like(c0) + key1.to(tl.uint32)
+        m0 = tl.full(c0.shape, _M0, tl.uint32)
+        m1 = tl.full(c0.shape, _M1, tl.uint32)
+        for _ in tl.static_range(_ROUNDS):
+            high0, low0 = tl.umulhi(c0, m0), c0 * m0
+            high1, low1 = tl.umulhi(c2, m1), c2 * m1
+            c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+            k0 += tl.full(c0.shape, _W0, tl.uint32)
+            k1 += tl.full(c0.shape, _W1, tl.uint32)
+        return c0, c1, c2, c3
+
+    @triton.jit
+    def _box_muller(radius, angle):
+        """As `normals.box_muller`."""
+        u = radius.to(tl.float32) * _U_SCALE + _U_OFFSET
+        bits = u.to(tl.int32, bitcast=True)
+        exponent = (bits - _SQRT_HALF_BITS) >> 23
+        m = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+        e = exponent.to(tl.float32)
+        square = m * m
+        p = m * _L0 + _L1
+        p = p * m + _L2
+        p = p * m + _L3
+        p = p * m + _L4
+        p = p * m + _L5
+        p = p * m + _L6
+        p = p * m + _L7
+        p = p * m + _L8
+        y = p * m * square
+        y = y + e * _LN2_LOW
+        y = y - square * 0.5
+        r = tl.sqrt_rn((m + y + e * _LN2_HIGH) * -2.0)
+        quadrant = angle >> 30
+        t = ((angle << 2) >> 8).to(tl.float32) * 5.9604644775390625e-08 - 0.5  # 2**-24
+        t = t * _HALF_PI
+        t2 = t * t
+        sine = ((t2 * _S0 + _S1) * t2 + _S2) * t2 * t + t
+        cosine = ((t2 * _C0 + _C1) * t2 + _C2) * t2 * t2 - t2 * 0.5 + 1.0
+        odd = (quadrant & 1) != 0
+        x, y = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+        x = tl.where(((quadrant + 1) & 2) != 0, -x, x)
+        y = tl.where((quadrant & 2) != 0, -y, y)
+        return r * x, r * y
+
+    @triton.jit
+    def _store(out, count, at, value):
+        tl.store(out + at, value, mask=(at >= 0) & (at < count))
+
+    @_jit
+    def _words(out, count, start, first, key0, key1, parameter, purpose):
+        tile = first.to(tl.int64) + tl.program_id(0)
+        w0, w1, w2, w3 = _philox(tile, key0, key1, parameter, purpose)
+        at = tile * _TILE - start + tl.arange(0, _LANES)
+        _store(out, count, at, w0.to(tl.int32, bitcast=True))
+        _store(out, count, at + _LANES, w1.to(tl.int32, bitcast=True))
+        _store(out, count, at + 2 * _LANES, w2.to(tl.int32, bitcast=True))
+        _store(out, count, at + 3 * _LANES, w3.to(tl.int32, bitcast=True))
+
+    @_jit
+    def _normals(out, count, start, first, key0, key1, parameter, purpose):
+        tile = first.to(tl.int64) + tl.program_id(0)
+        w0, w1, w2, w3 = _philox(tile, key0, key1, parameter, purpose)
+        at = tile * _TILE - start + tl.arange(0, _LANES)
+        x, y = _box_muller(w0, w1)
+        _store(out, count, at, x)
+        _store(out, count, at + _LANES, y)
+        x, y = _box_muller(w2, w3)
+        _store(out, count, at + 2 * _LANES, x)
+        _store(out, count, at + 3 * _LANES, y)
+
+    @_jit
+    def _signs(out, count, start, first, key0, key1, parameter, purpose):
+        block = first.to(tl.int64) + tl.program_id(0)
+        w0, w1, w2, w3 = _philox(block // 4, key0, key1, parameter, purpose)
+        plane = block % 4
+        w = tl.where(plane == 0, w0, tl.where(plane == 1, w1, tl.where(plane == 2, w2, w3)))
+        bit = tl.arange(0, 32)
+        lane = tl.arange(0, _LANES)
+        set_bits = (w[None, :] >> bit[:, None].to(tl.uint32)) & 1
+        at = block * _SIGN_BLOCK - start + bit[:, None] * _LANES + lane[None, :]
+        _store(out, count, at, 1.0 - 2.0 * set_bits.to(tl.float32))

@@ -10,13 +10,20 @@ from zo2.config.fzoo import FZOOConfig
 from zo2.config.mezo_sgd import MeZOSGDConfig
 from zo2.errors import ConfigError
 
-__all__ = ["FZOOConfig", "MeZOSGDConfig", "ZOConfig", "ZOSettings"]
+__all__ = ["FZOOConfig", "MeZOSGDConfig", "ZOConfig", "ZOSettings", "register_settings"]
 
 _CONFIGS: dict[str, type[ZOSettings]] = {"mezo-sgd": MeZOSGDConfig, "fzoo": FZOOConfig}
 
 
+def register_settings(method: str, settings: type[ZOSettings]) -> None:
+    """Let ``ZOConfig(method, ...)`` make ``settings``; `zo2.methods.register` calls this."""
+    _CONFIGS[method] = settings
+
+
 def ZOConfig(method: str = "mezo-sgd", **settings: Any) -> ZOSettings:  # noqa: N802
-    """Settings for ``method`` (``"mezo-sgd"`` or ``"fzoo"``); keywords as in `ZOSettings`.
+    """Settings for ``method`` (``"mezo-sgd"``, ``"fzoo"`` or one that was registered).
+
+    Keywords are the fields of `ZOSettings`, and what the method adds to them.
 
     Raises:
         ConfigError: unknown method, unknown setting (the nearest name is given), or a value
@@ -31,5 +38,6 @@ def ZOConfig(method: str = "mezo-sgd", **settings: Any) -> ZOSettings:  # noqa: 
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{method} has no setting {name!r}.{hint}")
     config = config_class(**settings)
+    config.zo_method = method
     config.validate()
     return config

@@ -79,9 +79,7 @@ if triton is not None:
     _ROUNDS = tl.constexpr(ROUNDS)
     _M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
     _W0, _W1 = (tl.constexpr(w) for w in WEYL)
-    _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = (
-        tl.constexpr(c) for c in normals.LOG_POLYNOMIAL
-    )
+    _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = (tl.constexpr(c) for c in normals.LOG_POLYNOMIAL)
     _S0, _S1, _S2 = (tl.constexpr(c) for c in normals.SIN_POLYNOMIAL)
     _C0, _C1, _C2 = (tl.constexpr(c) for c in normals.COS_POLYNOMIAL)
     _LN2_HIGH, _LN2_LOW = tl.constexpr(normals.LN2_HIGH), tl.constexpr(normals.LN2_LOW)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from zo2.config.base import ZOSettings
+from zo2.config import ZOSettings, register_settings
 from zo2.errors import ConfigError
 
 
@@ -44,11 +44,17 @@ _METHODS: dict[str, Callable[[ZOSettings], Method]] = {}
 F = TypeVar("F", bound=Callable[[ZOSettings], Method])
 
 
-def register(name: str) -> Callable[[F], F]:
-    """Class decorator: make a method available under ``name`` (its config's ``zo_method``)."""
+def register(name: str, settings: type[ZOSettings] = ZOSettings) -> Callable[[F], F]:
+    """Class decorator: make a method available as ``ZOConfig(name, ...)``.
+
+    Args:
+        name: the method's name.
+        settings: a dataclass that adds the method's own settings to the common ones.
+    """
 
     def add(factory: F) -> F:
         _METHODS[name] = factory
+        register_settings(name, settings)
         return factory
 
     return add

@@ -9,17 +9,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from zo2.config.base import ZOSettings
+from zo2.config import FZOOConfig, ZOSettings
 from zo2.directions.seeds import child_seed
 from zo2.methods.base import Estimate, Perturbation, register
 
 
-@register("fzoo")
+@register("fzoo", FZOOConfig)
 class FZOO:
     """n + 1 passes per step: the weights themselves and n directions."""
 
     def __init__(self, config: ZOSettings) -> None:
-        self.directions: int = getattr(config, "directions", 8)
+        assert isinstance(config, FZOOConfig)
+        self.directions = config.directions
 
     def perturbations(self, seed: int, eps: float) -> list[Perturbation]:
         one_sided = [Perturbation(child_seed(seed, i), eps) for i in range(self.directions)]

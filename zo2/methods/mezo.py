@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zo2.config.base import ZOSettings
+from zo2.config import MeZOSGDConfig, ZOSettings
 from zo2.methods.base import Estimate, Perturbation, register
 
 
-@register("mezo-sgd")
+@register("mezo-sgd", MeZOSGDConfig)
 class MeZO:
     """Two passes per step, on both sides of the weights."""
 

@@ -10,6 +10,7 @@ buffers never exist twice in memory.
 from __future__ import annotations
 
 import math
+import mmap
 import weakref
 from collections.abc import Sequence
 
@@ -19,7 +20,6 @@ from zo2.engine.partition import Unit, Weight
 from zo2.errors import ModelError
 
 ALIGNMENT = 64
-PAGE = 4096
 
 
 class Layout:
@@ -57,6 +57,7 @@ class Store:
         self.layouts = {unit: Layout(unit.weights) for unit in units}
         self.flats: dict[Unit, torch.Tensor] = {}
         self.views: dict[Unit, list[torch.Tensor]] = {}
+        self._locks: list[PageLock] = []
         host = torch.device("cpu")
         for unit in units:
             self._adopt(unit, host if unit in streamed else device, device.type == "cuda")
@@ -74,7 +75,8 @@ class Store:
         if only is not None and home.type == "cpu" and not page_lock and _stands_alone(only):
             flat = only.view(-1).view(torch.uint8)
         elif home.type == "cpu" and page_lock:
-            flat = _page_locked(layout.nbytes)
+            self._locks.append(PageLock(layout.nbytes))
+            flat = self._locks[-1].buffer
         else:
             flat = torch.empty(layout.nbytes, dtype=torch.uint8, device=home)
         views = layout.views(flat)
@@ -121,19 +123,22 @@ def _stands_alone(data: torch.Tensor) -> bool:
     )
 
 
-def _page_locked(nbytes: int) -> torch.Tensor:
-    """A page-locked uint8 buffer of exactly the pages that ``nbytes`` need."""
-    raw = torch.empty(math.ceil(nbytes / PAGE) * PAGE + PAGE, dtype=torch.uint8)
-    skip = -raw.data_ptr() % PAGE
-    pages = raw[skip : skip + math.ceil(nbytes / PAGE) * PAGE]
-    cudart = torch.cuda.cudart()
-    error = cudart.cudaHostRegister(pages.data_ptr(), pages.numel(), 0)
-    if int(error) != 0:
-        raise ModelError(
-            f"The driver refused to page-lock {nbytes / 2**20:.0f} MiB of host memory "
-            f"(CUDA error {int(error)}). Raise the limit (ulimit -l, or the container's "
-            "--ulimit memlock=-1), free host memory, or keep more blocks on the GPU "
-            "(offloading_blocks)."
-        )
-    weakref.finalize(raw, cudart.cudaHostUnregister, pages.data_ptr())
-    return pages[:nbytes]
+class PageLock:
+    """A page-locked uint8 buffer of ``nbytes``, in pages of its own.
+
+    It is page-locked as long as this object lives; its memory lives as long as any tensor uses it.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        pages = torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
+        self.buffer = pages[:nbytes]
+        cudart = torch.cuda.cudart()
+        error = int(cudart.cudaHostRegister(pages.data_ptr(), pages.numel(), 0))
+        if error:
+            raise ModelError(
+                f"The driver refused to page-lock {nbytes / 2**20:.0f} MiB of host memory (CUDA "
+                f"error {error}). Raise the limit (ulimit -l, or the container's --ulimit "
+                "memlock=-1), free host memory, or keep more blocks on the GPU "
+                "(offloading_blocks)."
+            )
+        weakref.finalize(self, cudart.cudaHostUnregister, pages.data_ptr())

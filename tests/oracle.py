@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,11 +36,16 @@ def is_decayed(model: nn.Module, name: str) -> bool:
 def perturbed_loss(
     model: nn.Module, batch: Mapping[str, Any], scale: float, z: Mapping[str, torch.Tensor]
 ) -> float:
-    """The loss of a copy of ``model`` whose weights are W + scale * z, by one plain forward."""
+    """The loss of a copy of ``model`` whose weights are W + scale * z, by one plain forward.
+
+    It asks for no key-value cache, like a training step: some models round differently with one.
+    """
     other = copy.deepcopy(model)
     for name, parameter in other.named_parameters():
         if parameter.requires_grad:
             parameter.copy_(parameter.float() + z[name] * scale)
+    if "use_cache" in inspect.signature(other.forward).parameters:
+        batch = {"use_cache": False, **batch}
     return float(other(**batch).loss)
 
 

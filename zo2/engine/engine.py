@@ -186,10 +186,9 @@ class Engine:
             try:
                 if not self._recorded:
                     self._record(probe)
-                write = len(self.pending) >= self._update_window or not any(
-                    perturbation.scale for perturbation, _ in jobs
-                )
-                return self._run([Pass(p, body) for p, body in jobs], write)
+                plain = not any(perturbation.scale for perturbation, _ in jobs)
+                write = plain or len(self.pending) >= self._update_window
+                return self._run([Pass(p, body) for p, body in jobs], write, keep=plain)
             finally:
                 self._rest()
 
@@ -226,12 +225,12 @@ class Engine:
         self._set_order(recorder.order + never_run)
         self._recorded = True
 
-    def _run(self, passes: list[Pass], write: bool) -> list[Any]:
+    def _run(self, passes: list[Pass], write: bool, keep: bool = False) -> list[Any]:
         visited: set[Unit] = set()
         for unit in self.units:
             self.store.hide(unit)
         held = self._hold(passes, write)
-        with Lockstep(passes) as lockstep:
+        with Lockstep(passes, self.model, keep) as lockstep:
             self._lockstep = lockstep
             try:
                 for one in passes:

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from greenlet import GreenletExit, greenlet
+from torch import nn
 
+from zo2.engine.modulestate import ModuleState, Written
 from zo2.engine.partition import Unit
 from zo2.engine.threadstate import Switcher, capture
 from zo2.methods import Perturbation
@@ -39,6 +41,7 @@ class Pass:
         self._greenlet = greenlet(self._run)
         self._greenlet.gr_context = contextvars.copy_context()
         self.state = capture()
+        self.written: Written = {}
 
     @property
     def done(self) -> bool:
@@ -62,20 +65,29 @@ class Pass:
 
 
 class Lockstep:
-    """The passes of one sweep; a context manager that ends them all, whatever happens."""
+    """The passes of one sweep; a context manager that ends them all, whatever happens.
 
-    def __init__(self, passes: Sequence[Pass]) -> None:
+    Args:
+        passes: what runs.
+        model: the module that they call.
+        keep: whether the passes' attributes on the model's modules outlast the sweep.
+    """
+
+    def __init__(self, passes: Sequence[Pass], model: nn.Module, keep: bool = False) -> None:
         self.passes = passes
         self.current: Pass | None = None
+        self._modules = ModuleState(model, keep)
 
     def __enter__(self) -> Lockstep:
         self._switcher = Switcher().__enter__()
+        self._modules.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
         for unfinished in self.passes:
             if not unfinished.done:
                 self._enter(unfinished, unfinished.kill)
+        self._modules.__exit__()
         self._switcher.__exit__()
 
     def resume(self, one: Pass) -> None:
@@ -86,10 +98,12 @@ class Lockstep:
         torch.clear_autocast_cache()  # it knows weights by object, and what they hold changes
         outside = self._switcher.leave()
         self._switcher.enter(one.state)
-        self.current = one
+        self._modules.enter(one.written)
+        self.current, self._modules.watching = one, True
         try:
             move()
         finally:
-            self.current = None
+            self.current, self._modules.watching = None, False
+            one.written = self._modules.leave(one.done)
             one.state = self._switcher.leave()
             self._switcher.enter(outside)

@@ -8,6 +8,7 @@ at while the pass runs, so these reads are found, and the partition is corrected
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from zo2.engine.partition import Corrections, Unit
+from zo2.errors import ModelError
 
 # What may be asked of a weight without reading its values.
 _METADATA = {
@@ -50,6 +52,17 @@ _METADATA = {
 def reads_values(func: Any) -> bool:
     """Whether a torch function looks at its tensors' values rather than at their form."""
     return func not in _METADATA
+
+
+_IN_PLACE = re.compile(
+    r"__i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift)__|__setitem__"
+    r"|(?!requires_grad_$)[a-z].*[^_]_"
+)
+
+
+def writes_values(func: Any) -> bool:
+    """Whether a torch function changes its first argument in place, by torch's naming."""
+    return _IN_PLACE.fullmatch(getattr(func, "__name__", "")) is not None
 
 
 class Recorder(TorchFunctionMode):
@@ -105,6 +118,12 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if args and id(args[0]) in self._home and writes_values(func):
+            name = self._home[id(args[0])][1].name
+            raise ModelError(
+                f"The model's forward changes its weight {name} in place ({func.__name__}), so its "
+                "passes cannot share it. Turn that off in the model's config, then prepare it."
+            )
         if reads_values(func):
             for value in (*args, *kwargs.values()):
                 self._look_at(value)

@@ -1,0 +1,103 @@
+"""What a pass leaves on the model's modules stays with the pass.
+
+Some forwards keep things on their modules: the state of a recurrence, a mask or rotary table made
+for one length, a replaced ``forward`` or a hook that collects intermediate outputs. Passes take
+turns, so one would find there what another has left. Therefore every attribute and hook that a
+pass sets is exchanged whenever control moves on: each pass sees what it would see alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_buffer_registration_hook
+from torch.utils.hooks import RemovableHandle
+
+_ABSENT = object()
+_Key = tuple[int, Any]  # identity of a dictionary, and a key within it
+Written = dict[_Key, Any]
+
+
+class ModuleState:
+    """Watches what is set on a model's modules; a context manager.
+
+    Args:
+        model: the model whose modules are watched.
+        keep: leave the modules as the last finished pass left them, as calls one after another
+            would; otherwise they end as they began.
+    """
+
+    def __init__(self, model: nn.Module, keep: bool) -> None:
+        self.watching = False  # whether a pass runs now
+        self._model, self._keep = model, keep
+        self._modules: set[nn.Module] | None = None
+        self._before: dict[_Key, tuple[dict[Any, Any], Any]] = {}  # where, and the first value
+        self._last: Written = {}  # what the pass that finished last has written
+
+    def __enter__(self) -> ModuleState:
+        set_attribute, delete_attribute = nn.Module.__setattr__, nn.Module.__delattr__
+        add_hook = RemovableHandle.__init__
+
+        def noting_set(module: nn.Module, name: str, value: Any) -> None:
+            self._note_attribute(module, name)
+            set_attribute(module, name, value)
+
+        def noting_delete(module: nn.Module, name: str) -> None:
+            self._note_attribute(module, name)
+            delete_attribute(module, name)
+
+        def noting_add(handle: RemovableHandle, hooks: Any, *, extra_dict: Any = None) -> None:
+            add_hook(handle, hooks, extra_dict=extra_dict)
+            extra = extra_dict if isinstance(extra_dict, list) else [extra_dict]
+            self._note((hooks, *(one for one in extra if one is not None)), handle.id)
+
+        self._originals = set_attribute, delete_attribute, add_hook
+        _patch(noting_set, noting_delete, noting_add)
+        self._handle = register_module_buffer_registration_hook(
+            lambda module, name, buffer: self._note_attribute(module, name)
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._handle.remove()
+        _patch(*self._originals)
+        self.enter(self._last if self._keep else {})
+
+    def enter(self, written: Written) -> None:
+        """Give the modules what a pass wrote, and for the rest what they began with."""
+        for key, (place, before) in self._before.items():
+            value = written.get(key, before)
+            if value is _ABSENT:
+                place.pop(key[1], None)
+            else:
+                place[key[1]] = value
+
+    def leave(self, done: bool) -> Written:
+        """Take away what a pass wrote."""
+        written = {key: place.get(key[1], _ABSENT) for key, (place, _) in self._before.items()}
+        if done:
+            self._last = written
+        return written
+
+    def _note_attribute(self, module: nn.Module, name: str) -> None:
+        if not self.watching:
+            return
+        if self._modules is None:
+            self._modules = set(self._model.modules())
+        if module in self._modules:
+            places = (module.__dict__, module._buffers, module._parameters, module._modules)
+            self._note(places, name)
+
+    def _note(self, places: Iterable[dict[Any, Any]], name: Any) -> None:
+        """Before ``name`` is set in one of ``places``."""
+        if self.watching:
+            for place in places:
+                self._before.setdefault((id(place), name), (place, place.get(name, _ABSENT)))
+
+
+def _patch(set_attribute: Any, delete_attribute: Any, add_hook: Any) -> None:
+    nn.Module.__setattr__ = set_attribute  # type: ignore[method-assign]
+    nn.Module.__delattr__ = delete_attribute  # type: ignore[method-assign]
+    RemovableHandle.__init__ = add_hook  # type: ignore[method-assign]

@@ -116,6 +116,7 @@ def test_words_are_matched_to_sorted_labels():
     assert data.choose_words(["1", "0"], ["bad", "good"]) == {"0": "bad", "1": "good"}
     assert data.choose_words(["1", "0"], None) == {"0": "terrible", "1": "great"}
     assert data.choose_words(["pos", "neg"], None) == {"neg": "neg", "pos": "pos"}
+    assert data.choose_words(["1"], {"0": "bad", "1": "good"}) == {"0": "bad", "1": "good"}
     chosen = data.choose_words(["1", "0"], {"1": "up", "2": "flat", "0": "down"})
     assert list(chosen.items()) == [("0", "down"), ("1", "up"), ("2", "flat")]
 

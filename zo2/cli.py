@@ -187,7 +187,7 @@ TRAIN_HELP = """Fine-tune a model to tell labelled texts apart.
 Example, on any machine with a few GB of memory:
 
 [bold]zo2 train --model smollm2 --data examples/reviews.tsv
---eval-data examples/reviews-test.tsv --method fzoo --steps 40[/]
+--eval-data examples/reviews-test.tsv --steps 30 --batch-size 32 --lr 1e-4[/]
 
 The model is evaluated, trained, evaluated again and saved; Ctrl-C ends the training early and
 saves. The saved directory loads with plain transformers.
@@ -339,6 +339,9 @@ def train(
     plan = Plan(
         steps, batch_size, micro_batches, rate, loss.value, lr_schedule.value, eval_every, seed
     )
+    from zo2.directions import get_family
+
+    get_family(config.direction)  # a misspelt one should not wait for the model
     loaded = _load(model, dtype, device)
     prompter = _prompter(loaded, form, task.words, max_length)
     zo2.prepare(loaded.model, config)

@@ -199,7 +199,7 @@ def choose_words(
         DataError: the words do not fit the labels.
     """
     ordered = sort_labels(labels)
-    if len(ordered) < 2:
+    if len(ordered) < 2 and not isinstance(given, dict):
         raise DataError(
             f"The data has a single label, {ordered[0]!r}: there is nothing to tell apart."
         )

@@ -22,7 +22,8 @@ def demo(session: nox.Session) -> None:
     session.run(
         "zo2", "train", "--model", "smollm2",
         "--data", "examples/reviews.tsv", "--eval-data", "examples/reviews-test.tsv",
-        "--output", "runs/demo", *session.posargs,
+        "--steps", "30", "--batch-size", "32", "--lr", "1e-4", "--eval-every", "10",
+        "--output", "runs/demo", "--overwrite", *session.posargs,
     )  # fmt: skip
 
 
@@ -31,14 +32,14 @@ def tests(session: nox.Session) -> None:
     """Run the tests with the newest releases that pip finds."""
     session.install(".[test]")
     session.install("--no-deps", SMOLLM)
-    session.run("pytest", *(session.posargs or ["tests"]))
+    session.run("pytest", "-n", "auto", *(session.posargs or ["tests"]))
 
 
 @nox.session(name="tests-oldest", python=["3.10", "3.11", "3.12"])
 def tests_oldest(session: nox.Session) -> None:
     """Run the tests with the oldest supported torch and transformers."""
     session.install(".[test]", *OLDEST)
-    session.run("pytest", *(session.posargs or ["tests"]))
+    session.run("pytest", "-n", "auto", *(session.posargs or ["tests"]))
 
 
 @nox.session

@@ -15,7 +15,7 @@ from zo2.directions.seeds import child_seed
 
 
 def direction(model: nn.Module, seed: int, family: str = "gaussian") -> dict[str, torch.Tensor]:
-    """z for every parameter of ``model``, float32, by name."""
+    """Z for every parameter of ``model``, float32, by name."""
     z = {}
     for index, (name, parameter) in enumerate(model.named_parameters()):
         flat = torch.empty(parameter.numel(), dtype=torch.float32)

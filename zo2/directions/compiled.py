@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,44 +38,36 @@ def available() -> bool:
 
 def fill_words(out: torch.Tensor, seed: int, parameter: int, purpose: int, start: int) -> None:
     """Write words ``start`` .. of a stream into ``out`` (int32, the words' bits; on the CPU)."""
-    _run(_kernels().words, out.numpy().view(np.uint32), seed, parameter, purpose, start)
+    _run(_words, _words_parallel, out.numpy().view(np.uint32), seed, parameter, purpose, start)
 
 
 def fill_normals(out: torch.Tensor, seed: int, parameter: int, purpose: int, start: int) -> None:
     """Write normals ``start`` .. of a stream into ``out`` (float32, on the CPU)."""
-    _run(_kernels().normals, out.numpy(), seed, parameter, purpose, start)
+    _run(_normals, _normals_parallel, out.numpy(), seed, parameter, purpose, start)
 
 
 def fill_signs(out: torch.Tensor, seed: int, parameter: int, purpose: int, start: int) -> None:
     """Write signs ``start`` .. of a stream into ``out`` (float32 +1 and -1, on the CPU)."""
-    _run(_kernels().signs, out.numpy(), seed, parameter, purpose, start)
+    _run(_signs, _signs_parallel, out.numpy(), seed, parameter, purpose, start)
 
 
 def _run(
-    kernel: tuple, out: np.ndarray, seed: int, parameter: int, purpose: int, start: int
+    serial: Any, parallel: Any, out: np.ndarray, seed: int, parameter: int, purpose: int, start: int
 ) -> None:
     if out.size == 0:
         return
-    key0, key1 = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
     threads = 1
     if out.size >= _PARALLEL_FROM:
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         numba.set_num_threads(threads)
-    serial, parallel = kernel
+    key0, key1 = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
     run = serial if threads == 1 else parallel
     run(out, key0, key1, np.uint32(parameter), np.uint32(purpose), start, threads)
 
 
-class _Kernels:
-    words: tuple
-    normals: tuple
-    signs: tuple
-
-
-@functools.cache
-def _kernels() -> _Kernels:
-    """Declare the kernels; numba compiles each at its first use and keeps it on disk."""
-    jit = functools.partial(numba.njit, nogil=True, cache=True)
+if numba is not None:
+    # Kernels are functions of the module and not closures: numba finds them again on its disk.
+    _jit = functools.partial(numba.njit, nogil=True, cache=True)
     uint32, uint64, float32 = np.uint32, np.uint64, np.float32
     m0, m1 = uint64(MULTIPLIERS[0]), uint64(MULTIPLIERS[1])
     w0, w1 = uint32(WEYL[0]), uint32(WEYL[1])
@@ -88,9 +81,11 @@ def _kernels() -> _Kernels:
     sqrt_half = normals.SQRT_HALF_BITS
     one, two, half = float32(1.0), float32(2.0), float32(0.5)
     t_scale = float32(2.0**-24)
+    SIGN_TILE = 4 * SIGN_BLOCK
 
-    @jit(inline="always")
+    @_jit(inline="always")
     def philox_tile(k0, k1, parameter, purpose, tile, w):
+        """The words of one tile; see `words.philox`."""
         base = uint64(tile) * uint64(LANES)
         for lane in range(LANES):
             counter = base + uint64(lane)
@@ -106,7 +101,7 @@ def _kernels() -> _Kernels:
             w[lane], w[LANES + lane] = c0, c1
             w[2 * LANES + lane], w[3 * LANES + lane] = c2, c3
 
-    @jit(inline="always")
+    @_jit(inline="always")
     def normals_tile(w, bits, value, out):
         """``bits`` and ``value`` are int32 and float32 views of the words ``w``."""
         for pair in range(2):
@@ -147,7 +142,7 @@ def _kernels() -> _Kernels:
                 out[first + lane] = r * x
                 out[second + lane] = r * y
 
-    @jit(inline="always")
+    @_jit(inline="always")
     def words_part(out, k0, k1, parameter, purpose, start, begin, end):
         """Tiles ``begin`` .. ``end`` of the stream, as far as ``out`` reaches."""
         w = np.empty(TILE, np.uint32)
@@ -156,8 +151,9 @@ def _kernels() -> _Kernels:
             low, high = max(tile * TILE, start), min((tile + 1) * TILE, start + out.size)
             out[low - start : high - start] = w[low - tile * TILE : high - tile * TILE]
 
-    @jit(inline="always")
+    @_jit(inline="always")
     def normals_part(out, k0, k1, parameter, purpose, start, begin, end):
+        """Tiles ``begin`` .. ``end`` of the stream, as far as ``out`` reaches."""
         w, z = np.empty(TILE, np.uint32), np.empty(TILE, np.float32)
         bits, value = w.view(np.int32), w.view(np.float32)
         for tile in range(begin, end):
@@ -169,7 +165,7 @@ def _kernels() -> _Kernels:
                 normals_tile(w, bits, value, z)
                 out[low - start : high - start] = z[low - tile * TILE : high - tile * TILE]
 
-    @jit(inline="always")
+    @_jit(inline="always")
     def signs_part(out, k0, k1, parameter, purpose, start, begin, end):
         """Here a tile is one Philox tile too: 4 planes of 32 * LANES signs each."""
         w, z = np.empty(TILE, np.uint32), np.empty(LANES, np.float32)
@@ -192,24 +188,44 @@ def _kernels() -> _Kernels:
                             z[lane] = one - two * float32(sign)
                         out[low - start : high - start] = z[low - at : high - at]
 
-    def over_range(part, tile_size):
-        @jit
-        def serial(out, k0, k1, parameter, purpose, start, threads):
-            first, last = start // tile_size, -(-(start + out.size) // tile_size)
-            part(out, k0, k1, parameter, purpose, start, first, last)
+    @_jit
+    def _words(out, k0, k1, parameter, purpose, start, threads):
+        first, last = start // TILE, -(-(start + out.size) // TILE)
+        words_part(out, k0, k1, parameter, purpose, start, first, last)
 
-        @jit(parallel=True)
-        def parallel(out, k0, k1, parameter, purpose, start, threads):
-            first, last = start // tile_size, -(-(start + out.size) // tile_size)
-            share = -(-(last - first) // threads)
-            for thread in numba.prange(threads):
-                begin = first + thread * share
-                part(out, k0, k1, parameter, purpose, start, begin, min(begin + share, last))
+    @_jit(parallel=True)
+    def _words_parallel(out, k0, k1, parameter, purpose, start, threads):
+        first, last = start // TILE, -(-(start + out.size) // TILE)
+        share = -(-(last - first) // threads)
+        for thread in numba.prange(threads):
+            begin = first + thread * share
+            end = min(begin + share, last)
+            words_part(out, k0, k1, parameter, purpose, start, begin, end)
 
-        return serial, parallel
+    @_jit
+    def _normals(out, k0, k1, parameter, purpose, start, threads):
+        first, last = start // TILE, -(-(start + out.size) // TILE)
+        normals_part(out, k0, k1, parameter, purpose, start, first, last)
 
-    kernels = _Kernels()
-    kernels.words = over_range(words_part, TILE)
-    kernels.normals = over_range(normals_part, TILE)
-    kernels.signs = over_range(signs_part, 4 * SIGN_BLOCK)
-    return kernels
+    @_jit(parallel=True)
+    def _normals_parallel(out, k0, k1, parameter, purpose, start, threads):
+        first, last = start // TILE, -(-(start + out.size) // TILE)
+        share = -(-(last - first) // threads)
+        for thread in numba.prange(threads):
+            begin = first + thread * share
+            end = min(begin + share, last)
+            normals_part(out, k0, k1, parameter, purpose, start, begin, end)
+
+    @_jit
+    def _signs(out, k0, k1, parameter, purpose, start, threads):
+        first, last = start // SIGN_TILE, -(-(start + out.size) // SIGN_TILE)
+        signs_part(out, k0, k1, parameter, purpose, start, first, last)
+
+    @_jit(parallel=True)
+    def _signs_parallel(out, k0, k1, parameter, purpose, start, threads):
+        first, last = start // SIGN_TILE, -(-(start + out.size) // SIGN_TILE)
+        share = -(-(last - first) // threads)
+        for thread in numba.prange(threads):
+            begin = first + thread * share
+            end = min(begin + share, last)
+            signs_part(out, k0, k1, parameter, purpose, start, begin, end)

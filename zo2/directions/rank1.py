@@ -38,19 +38,45 @@ class Rank1(Family):
         size, stop = rows * columns, start + out.numel()
         if size < _SMALL_MATRIX and start // size != (stop - 1) // size:
             first, last = start // size, -(-stop // size)
-            stack = _product(terms, parameter.index, first, last, 0, rows, parameter, out.device)
-            out.copy_(stack.reshape(-1)[start - first * size : stop - first * size])
+            u = _factors(
+                terms, parameter, Purpose.ROW_SIGN, first * rows, (last - first, rows), out
+            )
+            v = _factors(
+                terms, parameter, Purpose.COLUMN_SIGN, first * columns, (last - first, columns), out
+            )
+            stack = _product(terms, u, v).reshape(-1)
+            out.copy_(stack[start - first * size : stop - first * size])
             return
         while start < stop:  # one matrix, or what is left of it, at a time
             matrix, offset = divmod(start, size)
             count = min(stop - start, size - offset)
-            low, high = offset // columns, -(-(offset + count) // columns)
-            part = _product(
-                terms, parameter.index, matrix, matrix + 1, low, high, parameter, out.device
-            )
-            skip = offset - low * columns
-            out[:count].copy_(part.reshape(-1)[skip : skip + count])
+            _fill_part(out[:count], terms, parameter, matrix, offset)
             out, start = out[count:], start + count
+
+
+def _fill_part(
+    out: torch.Tensor,
+    terms: Sequence[tuple[int, float]],
+    parameter: ParameterShape,
+    matrix: int,
+    offset: int,
+) -> None:
+    """Elements ``offset`` .. of one matrix: the end of a row, whole rows, the start of a row."""
+    rows, columns = parameter.shape[-2:]
+    low, high = offset // columns, -(-(offset + out.numel()) // columns)
+    u = _factors(terms, parameter, Purpose.ROW_SIGN, matrix * rows + low, (high - low,), out)
+    v = _factors(terms, parameter, Purpose.COLUMN_SIGN, matrix * columns, (columns,), out)
+    skip = offset - low * columns
+    head = min(columns - skip, out.numel()) if skip else 0
+    if head:
+        out[:head].copy_(_product(terms, u[:, :1], v[:, skip : skip + head]).view(-1))
+        out, u = out[head:], u[:, 1:]
+    whole = out.numel() // columns
+    if whole:
+        _product(terms, u[:, :whole], v, out[: whole * columns].view(whole, columns))
+        out, u = out[whole * columns :], u[:, whole:]
+    if out.numel():
+        out.copy_(_product(terms, u[:, :1], v[:, : out.numel()]).view(-1))
 
 
 def _accumulate_vector(
@@ -66,33 +92,35 @@ def _accumulate_vector(
         out.add_(z.mul_(coefficient))
 
 
+def _factors(
+    terms: Sequence[tuple[int, float]],
+    parameter: ParameterShape,
+    purpose: Purpose,
+    start: int,
+    shape: tuple[int, ...],
+    like: torch.Tensor,
+) -> torch.Tensor:
+    """Signs of every term, (terms, *shape); the columns' are scaled by the coefficients."""
+    factors = torch.empty((len(terms), *shape), device=like.device)
+    for one, (seed, coefficient) in zip(factors, terms, strict=True):
+        fill_signs(one.view(-1), seed, parameter.index, purpose, start)
+        if purpose is Purpose.COLUMN_SIGN:
+            one.mul_(coefficient)
+    return factors
+
+
 def _product(
     terms: Sequence[tuple[int, float]],
-    index: int,
-    first: int,
-    last: int,
-    low: int,
-    high: int,
-    parameter: ParameterShape,
-    device: torch.device,
+    u: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Rows ``low`` .. ``high`` of matrices ``first`` .. ``last``: (matrices, rows, columns)."""
-    rows, columns = parameter.shape[-2:]
-    count = last - first
-    u = torch.empty(len(terms), count, high - low, device=device)
-    v = torch.empty(len(terms), count, columns, device=device)
-    for k, (seed, coefficient) in enumerate(terms):
-        if count == 1:
-            fill_signs(u[k, 0], seed, index, Purpose.ROW_SIGN, first * rows + low)
-        else:
-            fill_signs(u[k].view(-1), seed, index, Purpose.ROW_SIGN, first * rows)
-        fill_signs(v[k].view(-1), seed, index, Purpose.COLUMN_SIGN, first * columns)
-        v[k].mul_(coefficient)
+    """sum_k u_k v_kᵀ for u (terms, ..., rows) and v (terms, ..., columns): (..., rows, columns)."""
     if len(terms) == 1:
-        return u[0].unsqueeze(-1) * v[0].unsqueeze(-2)
+        return torch.mul(u[0].unsqueeze(-1), v[0].unsqueeze(-2), out=out)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # coefficients need all their bits
     try:
-        return u.permute(1, 2, 0) @ v.permute(1, 0, 2)
+        return torch.matmul(u.movedim(0, -1), v.movedim(0, -2), out=out)
     finally:
         torch.set_float32_matmul_precision(precision)

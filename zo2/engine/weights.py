@@ -20,7 +20,7 @@ from zo2.methods import Perturbation
 
 # Elements of a chunk. On a CPU, z and the weights of a chunk stay in the second-level cache; on a
 # GPU a chunk is large enough to fill it, and what a chunk needs beside the weights stays small.
-CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 22}
 
 
 class TorchArithmetic:
@@ -34,6 +34,16 @@ class TorchArithmetic:
     def __init__(self, family: Family, stochastic_rounding: bool) -> None:
         self.family = family
         self.stochastic_rounding = stochastic_rounding
+        self._buffers: dict[tuple[str, torch.device], torch.Tensor] = {}
+
+    def _buffer(self, use: str, like: torch.Tensor) -> torch.Tensor:
+        """A float32 buffer as long as ``like``, the same memory for every chunk: fresh pages
+        would cost more than the arithmetic.
+        """
+        key = use, like.device
+        if key not in self._buffers or self._buffers[key].numel() < like.numel():
+            self._buffers[key] = torch.empty(like.numel(), device=like.device)
+        return self._buffers[key][: like.numel()]
 
     def apply(self, base: torch.Tensor, shape: ParameterShape, update: Affine) -> None:
         """``base <- round(scale * base + sum_k c_k z_k)``, in place.
@@ -72,18 +82,23 @@ class TorchArithmetic:
         for start in range(0, flat.numel(), chunk):
             part = flat[start : start + chunk]
             weights = self._updated(part, shape, start, pending, in_place=False)
+            z = self._buffer("z", part)
             pairs = zip(perturbations, flats, strict=True)
             for seed, group in groupby(pairs, key=lambda pair: pair[0].seed):
-                z: torch.Tensor | None = None
+                filled = False
                 for perturbation, out in group:
                     target = out[start : start + chunk]
                     if perturbation.scale == 0.0:
                         target.copy_(weights)
                         continue
-                    if z is None:
-                        z = torch.empty(part.shape, dtype=torch.float32, device=part.device)
+                    if not filled:
                         self.family.fill(z, seed, shape, start)
-                    _add_scaled(weights, z, perturbation.scale, target)
+                        filled = True
+                    step = torch.mul(z, perturbation.scale, out=self._buffer("step", part))
+                    if target.dtype == torch.float32:
+                        torch.add(weights, step, out=target)
+                    else:
+                        target.copy_(step.add_(weights))
 
     def _updated(
         self,
@@ -94,15 +109,17 @@ class TorchArithmetic:
         in_place: bool = True,
     ) -> torch.Tensor:
         """The chunk in float32 with ``update`` applied; float32 chunks in place if allowed."""
+        whole = part.dtype == torch.float32
+        if whole and (in_place or update.is_identity):
+            weights = part
+        else:
+            weights = self._buffer("weights", part).copy_(part)
         if update.is_identity:
-            return part.float()
-        weights = part.float()
-        if weights is part and not in_place:
-            weights = part.clone()
+            return weights
         if update.scale != 1.0:
             weights.mul_(update.scale)
         if update.terms:
-            total = torch.empty_like(weights)
+            total = self._buffer("z", part)
             self.family.accumulate(total, update.terms, shape, start)
             weights.add_(total)
         return weights
@@ -118,15 +135,6 @@ class TorchArithmetic:
         bits = torch.empty_like(values, dtype=torch.int32)
         fill_words(bits, seed, shape.index, Purpose.ROUNDING, start)
         return round_stochastically(values, bits, dtype)
-
-
-def _add_scaled(weights: torch.Tensor, z: torch.Tensor, scale: float, out: torch.Tensor) -> None:
-    """``out <- round(weights + scale * z)``; the product is rounded before the sum."""
-    step = z * scale
-    if out.dtype == torch.float32:
-        torch.add(weights, step, out=out)
-    else:
-        out.copy_(step.add_(weights))
 
 
 def round_stochastically(

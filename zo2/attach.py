@@ -237,7 +237,7 @@ class ZOState:
             for perturbation in perturbations
             for batch in calls
         ]
-        results = self.engine.sweep(jobs, functools.partial(self._plain, _own(calls[0])))
+        results = self.engine.sweep(jobs, functools.partial(self._plain, calls[0]))
         per_pass = torch.stack([result.to(self.device) for result in results])
         values = per_pass.view(len(perturbations), len(batches)).tolist()
         losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True)) for row in values]
@@ -269,10 +269,11 @@ class ZOState:
         if not batches:
             return []
         jobs = [(Perturbation(), functools.partial(body, batch)) for batch in batches]
-        return self.engine.sweep(jobs, functools.partial(self._plain, _own(batches[0])))
+        return self.engine.sweep(jobs, functools.partial(self._plain, batches[0]))
 
     def _plain(self, batch: Batch) -> Any:
-        return self._forward(**batch)
+        """A pass to be recorded, perhaps more than once: its arguments stay as they are."""
+        return self._forward(**_own(batch))
 
     def _without_cache(self, batch: Batch) -> Batch:
         """A training pass has no use for a key-value cache, and n passes would hold n."""

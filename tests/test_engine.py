@@ -421,7 +421,7 @@ class SlicePositions(nn.Module):
         self.weight = nn.Parameter(torch.randn(32, 8))
 
     def forward(self, length):
-        return self.weight[:length]  # a view, whose buffer the next pass overwrites
+        return {"found": (self.weight[:length],)}  # a view; the next pass overwrites its buffer
 
 
 class UsesPositionsLate(Toy):
@@ -430,7 +430,7 @@ class UsesPositionsLate(Toy):
         self.positions = SlicePositions()
 
     def forward(self, input_ids, labels=None):
-        positions = self.positions(input_ids.shape[1])
+        positions = self.positions(input_ids.shape[1])["found"][0]
         x = self.embed(input_ids)
         for layer in self.layers:
             x = layer(x + positions)
@@ -459,6 +459,40 @@ def test_an_unexpected_read_after_recording_is_not_silent():
     model(**toy_batch(length=6))
     with pytest.raises(zo2.NonFiniteLossError):
         model(**toy_batch(length=7))
+
+
+def test_a_call_of_another_form_is_recorded_too():
+    """Only single tokens take the branch that reads a weight outside its module."""
+    model = toy()
+
+    def run(self, x):
+        if x.shape[1] == 1:
+            x = x + self.head.weight[0]
+        return self.layers[1](x)
+
+    model.run = run
+    long, single = toy_batch(length=6), toy_batch(length=1)
+    expected = [toy_losses(model, one, 0, [0.0])[0] for one in (long, single)]
+    zo2.prepare(model, zo2.ZOConfig(**CPU, unit="leaf"), placement=Placement(slots=1, copies=True))
+    model.zo_eval()
+    assert [model(**one)[0].item() for one in (long, single)] == expected
+    model.zo_train()
+    assert math.isfinite(model(**single).item())
+
+
+class MovesPositions(Toy):
+    def forward(self, input_ids, shift, labels=None):
+        shift += 1  # in place: the next pass must not see it
+        return super().forward((input_ids + shift) % 13, labels)
+
+
+def test_a_forward_may_change_its_arguments():
+    torch.manual_seed(3)
+    model = MovesPositions([Mix()]).eval()
+    one = toy_batch()
+    expected = toy_losses(model, {**one, "shift": torch.tensor(2)}, zo2_seed(0), [1e-3])
+    expected += toy_losses(model, {**one, "shift": torch.tensor(2)}, zo2_seed(0), [-1e-3])
+    assert losses_of_a_step(model, {**one, "shift": torch.tensor(2)}) == expected
 
 
 def test_tied_weights_are_one_parameter():

@@ -14,7 +14,7 @@ import inspect
 import math
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -206,7 +206,7 @@ class ZOState:
                 are those before it.
             DataError: a batch is empty, or the model returned no loss for it.
         """
-        batches = [self._to_device(batch) for batch in batches]
+        batches = [self._to_device(dict(batch)) for batch in batches]
         for batch in batches:
             _check_not_empty(batch)
         if not batches:
@@ -237,7 +237,7 @@ class ZOState:
             for perturbation in perturbations
             for batch in calls
         ]
-        results = self.engine.sweep(jobs, functools.partial(self._plain, calls[0]))
+        results = self.engine.sweep(jobs, functools.partial(self._plain, calls[0]), _form(calls[0]))
         per_pass = torch.stack([result.to(self.device) for result in results])
         values = per_pass.view(len(perturbations), len(batches)).tolist()
         losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True)) for row in values]
@@ -252,7 +252,7 @@ class ZOState:
         Returns:
             The model's outputs, on the working device, one per batch.
         """
-        batches = [self._to_device(batch) for batch in batches]
+        batches = [self._to_device(dict(batch)) for batch in batches]
 
         def body(batch: Batch) -> Any:
             custom: Any = self.model.zo_custom_eval_loss_fn
@@ -269,7 +269,8 @@ class ZOState:
         if not batches:
             return []
         jobs = [(Perturbation(), functools.partial(body, batch)) for batch in batches]
-        return self.engine.sweep(jobs, functools.partial(self._plain, batches[0]))
+        probe = functools.partial(self._plain, batches[0])
+        return self.engine.sweep(jobs, probe, _form(batches[0]))
 
     def _plain(self, batch: Batch) -> Any:
         """A pass to be recorded, perhaps more than once: its arguments stay as they are."""
@@ -284,10 +285,13 @@ class ZOState:
     def _to_device(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.to(self.device)
-        if isinstance(value, Mapping):
-            return {name: self._to_device(v) for name, v in value.items()}
+        if type(value) is dict:
+            moved = {name: self._to_device(v) for name, v in value.items()}
+            return value if all(moved[name] is value[name] for name in value) else moved
         if type(value) in (list, tuple):
-            return type(value)(self._to_device(v) for v in value)
+            items = [self._to_device(v) for v in value]
+            same = all(a is b for a, b in zip(items, value, strict=True))
+            return value if same else type(value)(items)
         return value
 
     def _check_finite(self, losses: Sequence[float], batches: Sequence[Batch]) -> None:
@@ -389,11 +393,17 @@ def _draw_seed() -> int:
 
 
 def _own(batch: Batch) -> Batch:
-    """The batch with its own copy of what a forward may change: a key-value cache, say."""
-    return {
-        name: value if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+    """The batch with its own copy of what a forward may change: positions, a cache, ..."""
+    return copy.deepcopy(dict(batch))
+
+
+def _form(batch: Batch) -> Hashable:
+    """What decides which way a forward takes: the arguments given, and whether one token is."""
+    return frozenset(
+        (name, tuple(size == 1 for size in value.shape) if isinstance(value, torch.Tensor) else ())
         for name, value in batch.items()
-    }
+        if value is not None
+    )
 
 
 def _check_not_empty(batch: Batch) -> None:

@@ -9,12 +9,13 @@ reading a parameter does so by itself.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Corrections, Unit, partition
@@ -59,7 +60,7 @@ class Engine:
         self._written: dict[Unit, int] = {}  # how many of `pending` a unit's base holds already
         self._lockstep: Lockstep | None = None
         self._recorder: Recorder | None = None
-        self._recorded = False
+        self._recorded: set[Hashable] = set()  # the forms of call that were recorded
         self._corrections = Corrections()
         self._handles: list[Any] = []
         self._build()
@@ -115,7 +116,7 @@ class Engine:
 
     def rebuild(self) -> None:
         """Take the weights in again after somebody moved or converted the parameters."""
-        self._recorded = False
+        self._recorded.clear()
         self._build()
 
     # -- hooks ----------------------------------------------------------------------------
@@ -144,7 +145,9 @@ class Engine:
             if self._recorder is not None and self._shares_storage(unit, output):
                 self._returns_weights.add(unit)
             self.store.hide(unit)
-            return output.clone() if unit in self._returns_weights else None
+            if unit in self._returns_weights:
+                return tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, output)
+            return None
 
         return hook
 
@@ -153,21 +156,28 @@ class Engine:
         """Whether a unit returns a view of a weight (a slice of learned positions, say), which
         must be copied: the buffer under it will hold something else before it is used.
         """
-        if not isinstance(output, torch.Tensor):
-            return False
         with torch._C.DisableTorchFunction():  # the recorder need not see this
-            storage = output.untyped_storage().data_ptr()
-            return any(w.parameter.untyped_storage().data_ptr() == storage for w in unit.weights)
+            returned = {
+                leaf.untyped_storage().data_ptr()
+                for leaf in tree_leaves(output)
+                if isinstance(leaf, torch.Tensor)
+            }
+            weights = {w.parameter.untyped_storage().data_ptr() for w in unit.weights}
+            return not weights.isdisjoint(returned)
 
     # -- sweeps ---------------------------------------------------------------------------
 
-    def sweep(self, jobs: Sequence[tuple[Perturbation, Body]], probe: Body) -> list[Any]:
+    def sweep(
+        self, jobs: Sequence[tuple[Perturbation, Body]], probe: Body, form: Hashable = None
+    ) -> list[Any]:
         """Run every job's body with its perturbation, all over one sweep of the weights.
 
         Args:
             jobs: (perturbation, body) pairs; a body calls the model and returns its result.
                 Bodies of one perturbation should stand together: they share perturbed weights.
-            probe: a body whose pass is recorded before the first sweep, its result unused.
+            probe: a body whose pass is recorded before the first sweep of its form.
+            form: what decides which way the model's forward takes; passes of one form are taken
+                to read the same weights at the same places.
 
         Returns:
             The bodies' results, in the order of ``jobs``.
@@ -184,8 +194,9 @@ class Engine:
             if not self.store.is_intact():
                 self.rebuild()
             try:
-                if not self._recorded:
+                if form not in self._recorded:
                     self._record(probe)
+                    self._recorded.add(form)
                 plain = not any(perturbation.scale for perturbation, _ in jobs)
                 write = plain or len(self.pending) >= self._update_window
                 return self._run([Pass(p, body) for p, body in jobs], write, keep=plain)
@@ -218,12 +229,12 @@ class Engine:
             self._rest()
             self.settle()
             self._corrections |= recorder.corrections
-            self._build()
+            self.rebuild()
             self._record(body)
             return
-        never_run = [unit for unit in self.units if unit not in recorder.order]
-        self._set_order(recorder.order + never_run)
-        self._recorded = True
+        if not self._recorded:
+            never_run = [unit for unit in self.units if unit not in recorder.order]
+            self._set_order(recorder.order + never_run)
 
     def _run(self, passes: list[Pass], write: bool, keep: bool = False) -> list[Any]:
         visited: set[Unit] = set()

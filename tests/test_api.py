@@ -245,6 +245,15 @@ def test_hooks_before_the_loss_for_every_head(head):
     assert model(**one).item() == pytest.approx(twin(**one).item(), rel=1e-5)
 
 
+def test_labels_of_a_custom_loss_are_not_shown_to_the_model():
+    model = prepared(tiny("llama"))
+    ids = batch(model)["input_ids"]
+    model.zo_custom_train_loss_fn = lambda m, i, logits, labels, **kw: (
+        logits.mean() * labels[0, 0, 0]
+    )
+    assert torch.isfinite(model(input_ids=ids, labels=torch.ones(3, 2, 5)))
+
+
 def test_no_labels_is_said():
     model = prepared()
     with pytest.raises(zo2.DataError, match="pass labels"):

@@ -26,7 +26,7 @@ from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement
 from zo2.engine.weights import TorchArithmetic
 from zo2.errors import ConfigError, DataError, ModelError, NonFiniteLossError
-from zo2.losses import LossHooks, forward_with_loss
+from zo2.losses import LossHooks, forward_with_loss, model_arguments
 from zo2.methods import Perturbation, get_method
 from zo2.optimizer import ZOOptimizer
 
@@ -216,8 +216,9 @@ class ZOState:
         perturbations = self.method.perturbations(seed, eps)
         calls = [self._without_cache(batch) for batch in batches]
 
+        custom: Any = self.model.zo_custom_train_loss_fn
+
         def body(batch: Batch) -> torch.Tensor:
-            custom: Any = self.model.zo_custom_train_loss_fn
             _, loss = forward_with_loss(
                 self.model,
                 self._forward,
@@ -237,7 +238,11 @@ class ZOState:
             for perturbation in perturbations
             for batch in calls
         ]
-        results = self.engine.sweep(jobs, functools.partial(self._plain, calls[0]), _form(calls[0]))
+        results = self.engine.sweep(
+            jobs,
+            functools.partial(self._plain, calls[0], self.train_hooks, custom),
+            _form(calls[0]),
+        )
         per_pass = torch.stack([result.to(self.device) for result in results])
         values = per_pass.view(len(perturbations), len(batches)).tolist()
         losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True)) for row in values]
@@ -254,8 +259,9 @@ class ZOState:
         """
         batches = [self._to_device(dict(batch)) for batch in batches]
 
+        custom: Any = self.model.zo_custom_eval_loss_fn
+
         def body(batch: Batch) -> Any:
-            custom: Any = self.model.zo_custom_eval_loss_fn
             output, _ = forward_with_loss(
                 self.model,
                 self._forward,
@@ -269,12 +275,13 @@ class ZOState:
         if not batches:
             return []
         jobs = [(Perturbation(), functools.partial(body, batch)) for batch in batches]
-        probe = functools.partial(self._plain, batches[0])
+        probe = functools.partial(self._plain, batches[0], self.eval_hooks, custom)
         return self.engine.sweep(jobs, probe, _form(batches[0]))
 
-    def _plain(self, batch: Batch) -> Any:
-        """A pass to be recorded, perhaps more than once: its arguments stay as they are."""
-        return self._forward(**_own(batch))
+    def _plain(self, batch: Batch, hooks: LossHooks, custom: Any) -> Any:
+        """A pass to be recorded, perhaps more than once: arguments stay as they are, and hooks
+        and custom losses are not called."""
+        return self._forward(**model_arguments(_own(batch), hooks, custom))
 
     def _without_cache(self, batch: Batch) -> Batch:
         """A training pass has no use for a key-value cache, and n passes would hold n."""

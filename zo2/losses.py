@@ -52,10 +52,7 @@ def forward_with_loss(
         output = forward(*args, **kwargs)
         return output, _own_loss(output)
     labels = {name: kwargs[name] for name in LABEL_NAMES if kwargs.get(name) is not None}
-    if hooks.pre or custom:
-        output = forward(*args, **{k: v for k, v in kwargs.items() if k not in labels})
-    else:
-        output = forward(*args, **kwargs)
+    output = forward(*args, **model_arguments(kwargs, hooks, custom))
     loss = _own_loss(output) if not (hooks.pre or custom) else None
     input_ids = kwargs.get("input_ids", args[0] if args else None)
     values = _logits_and_labels(output, kwargs)
@@ -73,6 +70,14 @@ def forward_with_loss(
         if hasattr(output, "loss") or isinstance(output, dict):
             output["loss"] = loss
     return output, loss
+
+
+def model_arguments(
+    kwargs: Mapping[str, Any], hooks: LossHooks, custom: Callable[..., Any] | None
+) -> dict[str, Any]:
+    """What the model itself is given: no labels if the loss is made from its logits here."""
+    without = LABEL_NAMES if hooks.pre or custom else ()
+    return {name: value for name, value in kwargs.items() if name not in without}
 
 
 def _own_loss(output: Any) -> torch.Tensor | None:

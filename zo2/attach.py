@@ -280,7 +280,8 @@ class ZOState:
 
     def _plain(self, batch: Batch, hooks: LossHooks, custom: Any) -> Any:
         """A pass to be recorded, perhaps more than once: arguments stay as they are, and hooks
-        and custom losses are not called."""
+        and custom losses are not called.
+        """
         return self._forward(**model_arguments(_own(batch), hooks, custom))
 
     def _without_cache(self, batch: Batch) -> Batch:

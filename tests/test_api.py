@@ -386,6 +386,22 @@ def test_many_batches_are_evaluated_in_one_sweep():
     assert model.zo_forward([]) == []
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("method", ["mezo-sgd", "fzoo"])
+def test_a_step_uploads_the_weights_once_however_many_passes_it_has(parts, method):
+    model = tiny("llama")
+    one = batch(model)
+    batches = [{name: value.chunk(parts)[i] for name, value in one.items()} for i in range(parts)]
+    config = zo2.ZOConfig(method, **CPU)
+    zo2.prepare(model, config, placement=Placement(slots=2, copies=True))
+    model.zo_step(batches)  # the first is preceded by a recorded pass
+    lanes = model._zo.engine._stream._lanes
+    uploads, upload = [], lanes.upload
+    lanes.upload = lambda *args: uploads.append(1) or upload(*args)
+    model.zo_step(batches)
+    assert len(uploads) == model.config.num_hidden_layers
+
+
 def test_release_gives_back_an_ordinary_model():
     model = tiny("llama")
     attributes = set(model.__dict__)

@@ -182,16 +182,15 @@ def _memory_in_this_process(shape: str, folder: str, queue: Any) -> None:
         hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, vocab_size=30001,
     )  # fmt: skip
-    warm = zo2.prepare(
-        transformers.LlamaForCausalLM(tiny), zo2.ZOConfig(working_device="cpu", lr=1e-6)
-    )
+    warm = zo2.prepare(transformers.LlamaForCausalLM(tiny), zo2.ZOConfig(lr=1e-6))
     warm(input_ids=ids, labels=ids), warm(input_ids=ids, labels=ids)
     del warm
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     with PeakMemory() as memory:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         loaded = memory.peak
-        zo2.prepare(model, zo2.ZOConfig(working_device="cpu", lr=1e-6))
+        zo2.prepare(model, zo2.ZOConfig(working_device=device, lr=1e-6))
         for _ in range(3):
             model(input_ids=ids, labels=ids)
     queue.put((weights, loaded - memory.base, memory.peak - memory.base))

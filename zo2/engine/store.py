@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import weakref
 from collections.abc import Sequence
 
@@ -130,7 +131,8 @@ class PageLock:
     """
 
     def __init__(self, nbytes: int) -> None:
-        pages = torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+        pages = torch.frombuffer(mmap.mmap(-1, max(nbytes, 1), **private), dtype=torch.uint8)
         self.buffer = pages[:nbytes]
         cudart = torch.cuda.cudart()
         error = int(cudart.cudaHostRegister(pages.data_ptr(), pages.numel(), 0))

@@ -174,7 +174,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-def _memory_in_this_process(shape: str, folder: str, queue: Any) -> None:
+def _memory_in_this_process(folder: str, queue: Any) -> None:
     import transformers
 
     ids = torch.randint(3, 30000, (1, 32))
@@ -208,7 +208,7 @@ def memory(shape: str, dtype: torch.dtype) -> dict[str, Any]:
         )
         context = multiprocessing.get_context("spawn")
         queue = context.Queue()
-        process = context.Process(target=_memory_in_this_process, args=(shape, folder, queue))
+        process = context.Process(target=_memory_in_this_process, args=(folder, queue))
         process.start()
         weights, loaded, peak = queue.get()
         process.join()

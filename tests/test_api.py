@@ -477,6 +477,7 @@ def test_models_that_cannot_be_prepared_name_the_parameter():
     model.requires_grad_(False)
     with pytest.raises(zo2.ModelError, match="Every parameter is frozen"):
         zo2.prepare(model)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     model = toy()
     model.hf_device_map = {"embed": "cpu", "layers": "disk"}
     with pytest.raises(zo2.ModelError, match="without device_map"):

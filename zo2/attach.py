@@ -130,11 +130,6 @@ class ZOState:
             config.update_window,
         )
         trainable = [p for p in model.parameters() if p.requires_grad]
-        if not trainable:
-            raise ModelError(
-                "Every parameter is frozen (requires_grad=False), so there is nothing to train: "
-                "leave at least one trainable."
-            )
         self.optimizer = ZOOptimizer(trainable, config, self.engine, seed)
         self._attach()
 
@@ -219,14 +214,7 @@ class ZOState:
         custom: Any = self.model.zo_custom_train_loss_fn
 
         def body(batch: Batch) -> torch.Tensor:
-            _, loss = forward_with_loss(
-                self.model,
-                self._forward,
-                self.train_hooks,
-                custom,
-                (),
-                batch,
-            )
+            _, loss = forward_with_loss(self.model, self._forward, self.train_hooks, custom, batch)
             if loss is None:
                 raise DataError(
                     "The model returned no loss: pass labels, or set zo_custom_train_loss_fn."
@@ -262,15 +250,7 @@ class ZOState:
         custom: Any = self.model.zo_custom_eval_loss_fn
 
         def body(batch: Batch) -> Any:
-            output, _ = forward_with_loss(
-                self.model,
-                self._forward,
-                self.eval_hooks,
-                custom,
-                (),
-                batch,
-            )
-            return output
+            return forward_with_loss(self.model, self._forward, self.eval_hooks, custom, batch)[0]
 
         if not batches:
             return []
@@ -346,6 +326,11 @@ def check_model(model: nn.Module) -> None:
                 f"Parameter {name} has no data (it is on the meta device): load the weights "
                 "before preparing the model."
             )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            "Every parameter is frozen (requires_grad=False), so there is nothing to train: "
+            "leave at least one trainable."
+        )
     if getattr(model, "is_quantized", False):
         raise ModelError(
             "This model is quantised; load it in float32, bfloat16 or float16, without "

@@ -39,7 +39,6 @@ def forward_with_loss(
     forward: Callable[..., Any],
     hooks: LossHooks,
     custom: Callable[..., Any] | None,
-    args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> tuple[Any, torch.Tensor | None]:
     """Call ``forward`` and work out the loss.
@@ -49,12 +48,12 @@ def forward_with_loss(
         loss as a detached float tensor without dimensions, ``None`` if there are no labels.
     """
     if not (hooks.pre or hooks.post or custom):
-        output = forward(*args, **kwargs)
+        output = forward(**kwargs)
         return output, _own_loss(output)
     labels = {name: kwargs[name] for name in LABEL_NAMES if kwargs.get(name) is not None}
-    output = forward(*args, **model_arguments(kwargs, hooks, custom))
+    output = forward(**model_arguments(kwargs, hooks, custom))
     loss = _own_loss(output) if not (hooks.pre or custom) else None
-    input_ids = kwargs.get("input_ids", args[0] if args else None)
+    input_ids = kwargs.get("input_ids")
     values = _logits_and_labels(output, kwargs)
     for hook in hooks.pre:
         input_ids, *values = hook(model, input_ids, *values)

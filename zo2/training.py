@@ -10,9 +10,6 @@ from typing import Any
 
 from zo2.data import Question, choice_batch, draw, parts, word_batch
 
-SCHEDULES = ("constant", "linear")
-LOSSES = ("choice", "word")
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -254,11 +254,7 @@ class Engine:
             finally:
                 self._lockstep = None
         if write:
-            for unit in self._order:
-                if self._written[unit] < len(self.pending):
-                    self._write(unit, self._transfer[unit].acquire(unit))
-                    self._transfer[unit].release(unit)
-            self._forget_written()
+            self._write_rest()
         return [one.result for one in passes]
 
     def _visit(self, unit: Unit, passes: list[Pass], held: _Held, write: bool) -> None:
@@ -336,12 +332,14 @@ class Engine:
             self._transfer[unit].written(unit)
         self._written[unit] = len(self.pending)
 
-    def _forget_written(self) -> None:
-        """Drop the updates that every unit's base holds."""
-        done = min(self._written.values(), default=len(self.pending))
-        if done:
-            del self.pending[:done]
-            self._written = {unit: count - done for unit, count in self._written.items()}
+    def _write_rest(self) -> None:
+        """Apply the pending updates to every unit that lacks them; then none is pending."""
+        for unit in self._order:
+            if self._written[unit] < len(self.pending):
+                self._write(unit, self._transfer[unit].acquire(unit))
+                self._transfer[unit].release(unit)
+        self.pending.clear()
+        self._written = dict.fromkeys(self.units, 0)
 
     # -- held weights ---------------------------------------------------------------------
 
@@ -379,11 +377,7 @@ class Engine:
             unmark(self.units)
             if not self.store.is_intact():
                 self.rebuild()
-            for unit in self._order:
-                if self._written[unit] < len(self.pending):
-                    self._write(unit, self._transfer[unit].acquire(unit))
-                    self._transfer[unit].release(unit)
-            self._forget_written()
+            self._write_rest()
             self._finish()
 
     def _rest(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import os
 
-torch.set_num_threads(1)
+# before torch is imported; some tests of the tools run where there is no torch
+os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,0 +1,14 @@
+"""From one table of versions (``matrix.toml``) to locks, conda files and environments.
+
+    matrix        read the table
+    lockfile      one lock: parse, seal, find what was changed by hand
+    lock          write locks with pip-tools
+    pythons       which interpreters this machine has
+    environment   an environment with exactly what a lock says
+    conda, page   the other files that follow from the table
+    generated     all of them, and whether they are up to date
+    run           run the checks in the rows' environments, and keep the results
+
+``python -m envs`` is the command line; nox calls it. Reading and checking need nothing but what
+nox itself installs; none of it is part of the wheel.
+"""

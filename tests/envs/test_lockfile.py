@@ -115,7 +115,7 @@ def test_an_entry_without_hash():
 def test_header_and_absence(tmp_path):
     with pytest.raises(EnvsError, match="there is no such lock; `nox -s lock` writes it"):
         lockfile.read(tmp_path / "no.txt", "lockfiles/no.txt")
-    with pytest.raises(EnvsError, match="lockfiles/row-py311.txt:1: the header was changed"):
+    with pytest.raises(EnvsError, match=r"lockfiles/row-py311\.txt:1: the header was changed"):
         read("torch==2.4.0\n", tmp_path)
 
 

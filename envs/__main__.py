@@ -11,7 +11,7 @@ from envs import environment, generated, lock, lockfile, matrix, run
 from envs.errors import EnvsError
 from envs.files import write_whole
 from envs.lock import Change
-from envs.lockfile import Lock
+from envs.lockfile import Entry, Lock
 from envs.results import Results, RowResult
 from verify.rows import Row
 
@@ -56,12 +56,12 @@ def _rows(names: Sequence[str]) -> list[Row]:
 def _lock(options: argparse.Namespace) -> int:
     rows = _rows(options.row)
     lock.prepare(rows)
-    stored = {row.name: _texts(row) for row in rows}
-    known = {} if options.upgrade else stored
+    stored = {row.name: _past(row) for row in rows}
+    past = {} if options.upgrade else stored
     changes: list[Change] = []
     failed = False
     with ThreadPoolExecutor(max_workers=2) as pool:
-        jobs = [(row, pool.submit(lock.solve_row, row, known.get(row.name, {}))) for row in rows]
+        jobs = [(row, pool.submit(lock.solve_row, row, past.get(row.name, {}))) for row in rows]
         for row, job in jobs:
             try:
                 solved = job.result()
@@ -70,7 +70,7 @@ def _lock(options: argparse.Namespace) -> int:
                 print(f"row {row.name}: not written\n\n{lock.explain(problem)}", file=sys.stderr)
                 continue
             for new in solved:
-                changes += _store(row, new, stored[row.name].get(new.python, ""))
+                changes += _store(row, new, stored[row.name].get(new.python, ()))
             print(f"row {row.name}: {len(solved)} locks written", flush=True)
     _print_changes(changes)
     if failed:
@@ -84,17 +84,22 @@ def _generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _texts(row: Row) -> dict[str, str]:
-    """The row's locks as they are stored, by Python."""
-    paths = {python: environment.LOCKS / row.lock_name(python) for python in row.pythons}
-    return {p: path.read_text(encoding="utf-8") for p, path in paths.items() if path.exists()}
+def _past(row: Row) -> dict[str, tuple[Entry, ...]]:
+    """The entries of the row's locks as they are stored, by Python."""
+    past = {}
+    for python in row.pythons:
+        path = environment.LOCKS / row.lock_name(python)
+        try:
+            past[python] = lockfile.read(path, matrix.relative(path)).entries
+        except EnvsError as error:  # a damaged lock is no past: its hashes must not be kept
+            _say(f"starting anew: {error}")
+    return past
 
 
-def _store(row: Row, new: Lock, before: str) -> list[Change]:
+def _store(row: Row, new: Lock, before: Sequence[Entry]) -> list[Change]:
     path = environment.LOCKS / row.lock_name(new.python)
     write_whole(path, new.text())
-    old = {entry.name: entry.version for entry in lockfile.parse(before, path.name)}
-    return lock.compare(path.stem, old, new.versions)
+    return lock.compare(path.stem, {e.name: e.version for e in before}, new.versions)
 
 
 def _print_changes(changes: Sequence[Change]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from envs import environment, lockfile, matrix, pythons, requirements
 from envs.errors import EnvsError
-from envs.lockfile import Lock
+from envs.lockfile import Entry, Lock
 from verify.rows import Row
 
 _OPTIONS = (
@@ -76,33 +76,54 @@ def prepare(rows: Sequence[Row]) -> None:
         _tools(python)
 
 
-def solve_row(row: Row, known: Mapping[str, str]) -> list[Lock]:
+def solve_row(row: Row, past: Mapping[str, Sequence[Entry]]) -> list[Lock]:
     """The locks of ``row``, one per Python; nothing is stored.
 
     Args:
         row: the row.
-        known: texts of earlier locks, by Python. Versions that no pin fixes stay as they are
-            there, and hashes that are there are not asked for again. A lock without a past
-            starts from that of the Python before it.
+        past: entries of earlier locks, by Python. Versions that no pin fixes stay as they are
+            there, and hashes that are there are not asked for again. What moved for one Python
+            moves for the next one too.
 
     Raises:
         EnvsError: a lock would name something of this machine.
         UnsolvableError: no versions satisfy the row.
     """
-    locks: list[Lock] = []
-    for python in row.pythons:
-        before = known.get(python) or (locks[-1].text() if locks else "")
-        locks.append(solve(row, python, before))
+    first, *others = row.pythons
+    locks = [solve(row, first, past.get(first, ()))]
+    for python in others:
+        start = start_from(past.get(python, ()), past.get(first, ()), locks[0].entries)
+        locks.append(solve(row, python, start))
     return locks
 
 
-def solve(row: Row, python: str, before: str) -> Lock:
+def start_from(
+    past: Sequence[Entry], other_past: Sequence[Entry], other: Sequence[Entry]
+) -> tuple[Entry, ...]:
+    """Where to start a lock from: its past, moved as that of another Python has moved.
+
+    Args:
+        past: the lock as it is, or nothing.
+        other_past: the lock of the other Python as it was.
+        other: the same as it is now.
+    """
+    own = {entry.name: entry for entry in past}
+    same = {
+        entry.name
+        for entry in other_past
+        if entry.name in own and own[entry.name].seal == entry.seal
+    }
+    moved = {e.name: e for e in other if e.name in same or e.name not in own}
+    return tuple({**own, **moved}.values())
+
+
+def solve(row: Row, python: str, start: Sequence[Entry]) -> Lock:
     """The lock of ``row`` for ``python``, by pip-tools.
 
     Args:
         row: the row.
         python: such as ``"3.11"``.
-        before: the text of a lock whose versions are kept where they still do, or nothing.
+        start: entries whose versions are kept where they still do.
 
     Raises:
         UnsolvableError: no versions satisfy the row.
@@ -114,8 +135,8 @@ def solve(row: Row, python: str, before: str) -> Lock:
         for name, lines in asked.items():
             Path(work, f"{name}.in").write_text("\n".join(lines) + "\n", encoding="utf-8")
         output = Path(work, "lock.txt")
-        if before:
-            output.write_text(before, encoding="utf-8")
+        if start:
+            output.write_text(Lock("", "", "", "", tuple(start)).text(), encoding="utf-8")
         command = [tools, "-m", "piptools", "compile", *_OPTIONS]
         command += ["--cache-dir", str(Path(work, "cache")), "-o", "lock.txt", "row.in", "zo2.in"]
         done = subprocess.run(
@@ -167,11 +188,18 @@ def explain(problem: UnsolvableError) -> str:
     """Why the row does not solve and what would mend it, by `verify explain`."""
     asked = requirements.of_row(problem.row) + requirements.of_package()
     with tempfile.TemporaryDirectory() as work:
-        path = Path(work, f"{problem.row.name}.in")
-        path.write_text("\n".join(asked) + "\n", encoding="utf-8")
-        command = [sys.executable, "-m", "verify", "explain", "-r", str(path)]
+        name = f"{problem.row.name}.in"
+        Path(work, name).write_text("\n".join(asked) + "\n", encoding="utf-8")
+        command = [sys.executable, "-m", "verify", "explain", "-r", name]
         command += ["--python", problem.python, "--platform", "linux"]
-        done = subprocess.run(command, cwd=matrix.ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=work,
+            env={**os.environ, "PYTHONPATH": str(matrix.ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     return done.stdout.strip() or f"{problem}\n{done.stderr.strip()}"
 
 

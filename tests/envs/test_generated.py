@@ -125,6 +125,9 @@ def test_the_page_names_every_row_version_and_lock():
 def test_the_page_shows_what_was_found():
     results = Results.load(matrix.ROOT / "envs/results.json")
     page = (matrix.ROOT / "docs/compatibility.md").read_text()
+    if not results.rows:
+        assert "No run is recorded" in page
+        return
     stored = json.loads((matrix.ROOT / "envs/results.json").read_text())
     assert set(results.rows) == set(stored)
     for name, values in stored.items():

@@ -10,6 +10,7 @@ import pytest
 
 from envs import lock, lockfile, matrix, requirements
 from envs.errors import EnvsError
+from envs.lockfile import Entry
 from tests.envs.wheels import digest, index, wheel
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -58,7 +59,7 @@ def test_a_row_is_solved_with_hashes(row, wheels):
 def test_twice_gives_the_same_bytes(row):
     (first,) = lock.solve_row(row, {})
     (second,) = lock.solve_row(row, {})
-    (third,) = lock.solve_row(row, {HERE: first.text()})
+    (third,) = lock.solve_row(row, {HERE: first.entries})
     assert first.text() == second.text() == third.text()
 
 
@@ -85,7 +86,7 @@ def test_versions_stay_unless_upgraded(row, tmp_path, wheels, monkeypatch):
     (before,) = lock.solve_row(row, {})
     new = [*old, wheel(folder, "delta", "1.1")]
     monkeypatch.setenv("PIP_INDEX_URL", index(tmp_path / "index-2", new))
-    (kept,) = lock.solve_row(row, {HERE: before.text()})
+    (kept,) = lock.solve_row(row, {HERE: before.entries})
     assert kept.text() == before.text()
     (upgraded,) = lock.solve_row(row, {})
     changes = lock.compare("row", kept.versions, upgraded.versions)
@@ -110,11 +111,20 @@ def test_a_version_that_does_not_exist_says_so(row):
 def test_an_index_that_does_not_answer_is_no_conflict(row, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(
-        EnvsError, match="does not answer, or has no alpha"
-    ) as caught:
+    with pytest.raises(EnvsError, match="does not answer, or has no alpha") as caught:
         lock.solve_row(row, {})
     assert not isinstance(caught.value, lock.UnsolvableError)
+
+
+def test_what_moved_for_one_python_moves_for_the_next():
+    def entry(name: str, version: str) -> Entry:
+        return Entry(name, version, "", ("0" * 64,), ("x",))
+
+    past = [entry("shared", "1"), entry("own", "1"), entry("differs", "0.9")]
+    other_past = [entry("shared", "1"), entry("differs", "1.0")]
+    other = [entry("shared", "2"), entry("differs", "2.0"), entry("new", "1")]
+    start = {e.name: e.version for e in lock.start_from(past, other_past, other)}
+    assert start == {"shared": "2", "own": "1", "differs": "0.9", "new": "1"}
 
 
 def test_changes():

@@ -73,7 +73,7 @@ def verify(session: nox.Session) -> None:
     except EnvsError as error:
         session.error(str(error))
     built = _environment(session, row, options.python)
-    _run(session, built, "python", "-m", "verify", "--row", row.name, *rest)
+    _run(session, built, "zo2-verify", "--row", row.name, *rest)
 
 
 @nox.session

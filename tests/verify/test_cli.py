@@ -1,0 +1,169 @@
+"""The command line: selection, misuse, exit codes, the other commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.verify.environments import REPOSITORY, run
+from verify.catalogue import CHECKS, GROUPS
+from verify.cli import main
+from verify.result import Tier
+from verify.runner import MisuseError, ordered, select
+
+
+def test_it_starts_on_the_standard_library_alone():
+    """With no package at all, verify says what is missing."""
+    code = (
+        "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p];"
+        "from verify.cli import main; code = main(['--quick']);"
+        "bad = {m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'zo2', 'packaging'};"
+        "assert not bad, bad; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert "no torch" in done.stdout
+    assert done.stderr == ""
+
+
+def test_list_names_every_check(capsys):
+    assert main(["--list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in CHECKS)
+    assert all(group.title in out for group in GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "nonsense"], "nonsense"),
+        (["--skip", "nonsense"], "nonsense"),
+        (["--row", "tf99"], "tf451"),
+        (["--json", "/no/such/place/x.json"], "cannot be written"),
+        (["compare", "none.json", "none.json"], "cannot be read"),
+    ],
+)
+def test_misuse_is_exit_code_2_and_one_sentence(arguments, said, capsys):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_unknown_options_are_exit_code_2():
+    with pytest.raises(SystemExit) as caught:
+        main(["--nonsense"])
+    assert caught.value.code == 2
+
+
+def test_selection():
+    quick, everything = select(Tier.QUICK), select(Tier.FULL)
+    assert len(everything) == len(CHECKS)
+    assert {c.tier for c in quick} == {Tier.QUICK}
+    hub = select(Tier.DEFAULT, ["hub"])
+    assert {c.identifier for c in hub} == {n for n in CHECKS if n.startswith("hub.")}
+    parity = {c.identifier for c in select(Tier.DEFAULT, ["parity.step"])}
+    assert parity == {"parity.step", "torch.import", "transformers.import", "zo2.import"}
+    assert not [c for c in select(Tier.DEFAULT, ["training"]) if c.tier is Tier.FULL]
+    assert [c.identifier for c in select(Tier.QUICK, ["training.real"]) if c.tier is Tier.FULL]
+    assert "host.shm" not in {c.identifier for c in select(Tier.FULL, (), ["host"])}
+    with pytest.raises(MisuseError):
+        select(Tier.QUICK, ["nothing"])
+
+
+def test_order_respects_needs():
+    found = [check.identifier for check in ordered(list(CHECKS.values()))]
+    assert sorted(found) == sorted(CHECKS)
+    for check in CHECKS.values():
+        for name in (*check.needs, *check.after):
+            assert found.index(name) < found.index(check.identifier)
+
+
+def test_row_that_was_asked_for():
+    said = run("--only", "packages.row", "--row", "llama31")
+    result = said.result("packages.row")
+    if result["status"] == "PASS":
+        pytest.skip("these tests run in that row")
+    assert said.code == 1
+    assert result["problem"] == "packages.not-the-row"
+    assert "lockfiles/llama31-py" in result["fix"]
+
+
+def test_quiet_prints_the_verdict_only():
+    said = run("--only", "hub.token", "--quiet")
+    assert said.code == 0
+    assert said.output.startswith("This installation works.")
+    assert said.output.count("\n") == 1
+
+
+def test_skips_say_why():
+    said = run("--only", "hub.reach")
+    assert said.result("hub.reach")["status"] == "SKIP"
+    assert "--online" in said.output
+
+
+def test_the_report_names_neither_host_nor_home(tmp_path):
+    home = tmp_path / "home" / "zebediah"
+    home.mkdir(parents=True)
+    said = run("--quick", variables={"HOME": str(home), "USER": "zebediah", "LOGNAME": "zebediah"})
+    everything = said.output + json.dumps(said.report)
+    assert "zebediah" not in everything
+    host = platform.node()
+    if len(host) > 2 and host != "localhost":
+        assert host not in everything
+    assert sys.prefix not in everything
+
+
+def test_recommend(capsys):
+    code = main(["recommend"])
+    out = capsys.readouterr().out
+    assert code in (0, 1)
+    assert "lockfiles/" in out or "No row suits" in out
+    for name in ("tf451", "tf451-cu128", "tf457", "tf5", "tf5-cu130", "llama31"):
+        assert name in out
+
+
+def test_compare(tmp_path, capsys):
+    first, second = tmp_path / "works.json", tmp_path / "broken.json"
+    for file, variables in ((first, {}), (second, {"HF_HOME": "/proc/nowhere"})):
+        said = run("--only", "hub.cache", variables=variables)
+        file.write_text(json.dumps(said.report))
+    assert main(["compare", str(first), str(second)]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("hub.cache\n  works.json: PASS")
+    assert main(["compare", str(first), str(first)]) == 0
+
+
+def test_interrupt_leaves_nothing_running(tmp_path):
+    place = tmp_path / "torch"
+    place.mkdir()
+    mark = tmp_path / "pid"
+    (place / "__init__.py").write_text(
+        f"import os, time, pathlib\npathlib.Path({str(mark)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "verify", "--only", "torch.import"],
+        cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    import signal
+    import time
+
+    deadline = time.monotonic() + 30
+    while not mark.exists() or not mark.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "interrupted" in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)

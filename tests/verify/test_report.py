@@ -1,0 +1,227 @@
+"""What is written: table, JSON, JUnit, page, comparison; and what must never be in it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from verify.catalogue import GROUPS
+from verify.machine import Machine
+from verify.report import compare, document, junit, page, summary
+from verify.report.redact import Redactor
+from verify.report.table import Table
+from verify.result import Result, Status
+
+TITLES = {group.name: group.title for group in GROUPS}
+RESULTS = [
+    Result("packages.python", "packages", Status.PASS, "cpython 3.11", seconds=0.25),
+    Result("host.shm", "host", Status.FAIL, "0 <b> free & \x1b[31mred", "8 MiB", "host.shm",
+           "It is full.", "docker run --shm-size=8g", 1.5, {"free": 0}, "Traceback…"),
+    Result("host.limits", "host", Status.WARN, "256", "1024", "host.limits", "Low.", "ulimit"),
+    Result("hub.reach", "hub", Status.SKIP, "it was not asked for (--online)"),
+]  # fmt: skip
+
+
+def made(results=RESULTS, strict=False):
+    return document.document(
+        results, Machine(facts={"driver": None, "cores": 2}), tier="default", row=None,
+        strict=strict, started="2026-01-01 00:00:00Z", seconds=2.0,
+    )  # fmt: skip
+
+
+# -- verdict --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kept", "strict", "code", "text"),
+    [
+        ([0, 3], False, 0, "works. 1 passed, 1 skipped."),
+        ([0, 2], False, 0, "works. 1 passed, 1 warned."),
+        ([0, 2], True, 1, "warnings count"),
+        ([0, 1, 2], False, 1, "does not work: host.shm"),
+        ([3], False, 0, "Nothing was checked"),
+    ],
+)
+def test_verdict_and_exit_code(kept, strict, code, text):
+    results = [RESULTS[index] for index in kept]
+    assert summary.exit_code(results, strict) == code
+    assert text in summary.verdict(results, strict)
+
+
+def test_table_repeats_failures_and_ends_with_the_verdict():
+    out = io.StringIO()
+    table = Table(out, TITLES)
+    for result in RESULTS:
+        table.result(result)
+    table.running(["host.shm"])  # shown on terminals only
+    table.close(RESULTS, "The verdict.")
+    text = out.getvalue()
+    assert text.count("docker run --shm-size=8g") == 2
+    assert text.count("ulimit") == 1
+    assert text.rstrip().endswith("The verdict.")
+    assert all(result.identifier in text for result in RESULTS)
+    assert "\r" not in text
+
+
+# -- JSON -----------------------------------------------------------------------------------
+
+
+def test_json_schema():
+    """Names and types that programs rely on; a change of these needs another schema number."""
+    found = json.loads(json.dumps(made()))
+    assert document.SCHEMA == 1
+    assert {name: type(value).__name__ for name, value in found.items()} == {
+        "schema": "int", "tool": "str", "started": "str", "seconds": "float", "tier": "str",
+        "row": "NoneType", "strict": "bool", "machine": "dict", "counts": "dict",
+        "verdict": "str", "exit_code": "int", "results": "list",
+    }  # fmt: skip
+    assert found["counts"] == {"PASS": 1, "WARN": 1, "FAIL": 1, "SKIP": 1}
+    for result in found["results"]:
+        assert {name: type(value).__name__ for name, value in result.items()} == {
+            "identifier": "str", "group": "str", "title": "str", "status": "str", "have": "str",
+            "need": "str", "problem": "str", "why": "str", "fix": "str", "seconds": "float",
+            "facts": "dict", "output": "str",
+        }  # fmt: skip
+
+
+def test_a_report_is_read_again_and_others_are_refused(tmp_path):
+    file = tmp_path / "a.json"
+    document.write(made(), file)
+    assert document.read(file) == made()
+    for text, said in (
+        ("{", "not JSON"),
+        ("[]", "not a report"),
+        (json.dumps({**made(), "schema": 99}), "schema 99"),
+    ):
+        file.write_text(text)
+        with pytest.raises(document.UnreadableError, match=said):
+            document.read(file)
+    with pytest.raises(document.UnreadableError, match="cannot be read"):
+        document.read(tmp_path / "none.json")
+
+
+# -- JUnit and page -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("strict", "failures"), [(False, 1), (True, 2)])
+def test_junit(tmp_path, strict, failures):
+    junit.write(made(strict=strict), tmp_path / "junit.xml")
+    top = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert top.tag == "testsuites"
+    assert (top.get("tests"), top.get("failures"), top.get("skipped")) == ("4", str(failures), "1")
+    assert len(list(top.iter("failure"))) == failures
+    shm = next(case for case in top.iter("testcase") if case.get("name") == "host.shm")
+    assert "docker run --shm-size=8g" in shm.find("failure").text
+    assert top.find(".//skipped").get("message") == RESULTS[3].have
+
+
+class Reader(HTMLParser):
+    """Collects texts, and what would be loaded from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.texts, self.links, self.open = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_page_is_whole_and_escaped():
+    text = page.page(made(), TITLES)
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert reader.links == []
+    assert "url(" not in text
+    assert "<b>" not in text
+    shown = " ".join(reader.texts)
+    for result in RESULTS:
+        assert result.identifier in shown
+        assert result.fix in shown
+    assert "This installation does not work: host.shm (host.shm)." in shown
+
+
+# -- comparison -----------------------------------------------------------------------------
+
+
+def test_comparison_shows_verdicts_first_and_no_noise():
+    first, second = made(), copy.deepcopy(made())
+    second["results"][1]["status"], second["results"][1]["problem"] = "PASS", ""
+    second["results"][1]["facts"] = {"free": 7, "total": 9}
+    second["machine"]["driver"] = "580.65.06"
+    second["seconds"] = 99.0
+    second["results"][0]["seconds"] = 99.0
+    found = compare.differences(first, second)
+    assert [one.where for one in found] == ["host.shm", "machine.driver", "host.shm.total"]
+    text = "\n".join(compare.lines(found, ("a", "b")))
+    assert "b: 580.65.06" in text
+    assert "a: (nothing)" in text
+
+
+def test_comparison_of_packages_names_each_once():
+    first = made([Result("packages.row", "packages", Status.PASS, "x",
+                         facts={"installed": {"torch": "2.4.0", "a": "1"}}),
+                  Result("packages.metadata", "packages", Status.PASS, "x",
+                         facts={"installed": {"torch": "2.4.0", "a": "1"}})])  # fmt: skip
+    second = copy.deepcopy(first)
+    for result in second["results"]:
+        result["facts"]["installed"] = {"torch": "2.5.1", "a": "1", "b": "3"}
+    found = compare.differences(first, second)
+    assert [(one.where, one.first, one.second) for one in found] == [
+        ("packages.row.installed.torch", "2.4.0", "2.5.1"),
+        ("packages.row.installed.b", None, "3"),
+    ]
+
+
+def test_equal_reports_say_so():
+    assert compare.differences(made(), made()) == []
+    assert "do not differ" in next(compare.lines([], ("a", "b")))
+
+
+# -- redaction ------------------------------------------------------------------------------
+
+REDACTOR = Redactor(
+    {"HF_TOKEN": "abcdefgh", "MY_API_KEY": "k-123456", "PATH": "/usr/bin", "SHORT_TOKEN": "1"},
+    users=("alice", "root"),
+    hosts=("gpu-node-7.cluster.example", "gpu-node-7"),
+    homes=("/data/people/alice",),
+    environments=("/data/people/alice/venvs/zo2",),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/data/people/alice/venvs/zo2/lib/x.so", "ENV/lib/x.so"),
+        ("/data/people/alice/models", "~/models"),
+        ("/home/bob/x and /Users/carol/y", "/home/[user]/x and /Users/[user]/y"),
+        ("by alice on gpu-node-7", "by [user] on [host]"),
+        ("gpu-node-7.cluster.example:29500", "[host]:29500"),
+        ("malice is not alice", "malice is not [user]"),
+        ("hf_AbCdEfGhIjKlMnOp", "[token]"),
+        ("abcdefgh and k-123456", "[token] and [token]"),
+        ("https://me:secret@index.example/simple", "https://[login]@index.example/simple"),
+        ("Authorization: Bearer eyJhbGciOi12", "Authorization: Bearer [token]"),
+        ("run as root in /usr/bin, 1 GPU", "run as root in /usr/bin, 1 GPU"),
+    ],
+)
+def test_redaction(text, expected):
+    assert REDACTOR.text(text) == expected
+
+
+def test_redaction_reaches_everything():
+    found = REDACTOR.all({"alice": ["/home/alice/x", {"a": ("hf_AbCdEfGhIjKlMnOp", 3, None)}]})
+    assert found == {"[user]": ["/home/[user]/x", {"a": ["[token]", 3, None]}]}

@@ -1,0 +1,144 @@
+"""Every check and every problem, once; the page on troubleshooting is written from here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from verify.checks import (
+    features,
+    gpu,
+    host,
+    hub,
+    imports,
+    multigpu,
+    offload,
+    packages,
+    parity,
+    training,
+)
+from verify.process import Outcome
+from verify.result import (
+    Check,
+    Context,
+    Group,
+    Problem,
+    Result,
+    Status,
+    Tier,
+    Verdict,
+    recognise_text,
+)
+
+GROUPS: tuple[Group, ...] = (
+    packages.GROUP,
+    gpu.GROUP,
+    imports.GROUP,
+    offload.GROUP,
+    training.GROUP,
+    parity.GROUP,
+    multigpu.GROUP,
+    host.GROUP,
+    hub.GROUP,
+    features.GROUP,
+)
+CHECKS: Mapping[str, Check] = {c.identifier: c for group in GROUPS for c in group.checks}
+PROBLEMS: Mapping[str, Problem] = {p.identifier: p for group in GROUPS for p in group.problems}
+GROUP_OF: Mapping[str, str] = {c.identifier: g.name for g in GROUPS for c in g.checks}
+
+
+def judge(check: Check, outcome: Outcome, context: Context) -> Result:
+    """The result of a check whose probe was run: the one place where facts become a verdict."""
+    if outcome.facts is not None:
+        verdict = check.decide(outcome.facts, context)
+        return _result(check, verdict, outcome)
+    problem, values = recognise(outcome.text) or (PROBLEMS[check.problem], {})
+    have = f"the check {outcome.ending}{_last_line(outcome.text)}"
+    return _result(check, Verdict(Status.FAIL, have, "", problem.identifier, values), outcome)
+
+
+def skip(check: Check, reason: str) -> Result:
+    """The result of a check that was not run, and why."""
+    return Result(check.identifier, GROUP_OF[check.identifier], Status.SKIP, reason)
+
+
+def recognise(output: str) -> tuple[Problem, dict[str, str]] | None:
+    """The problem whose text is in ``output``, the longest if there are several, and its words."""
+    found = [
+        (len(text), problem, values)
+        for problem in PROBLEMS.values()
+        for text in problem.texts
+        if (values := recognise_text(text, output)) is not None
+    ]
+    if not found:
+        return None
+    _, problem, values = max(found, key=lambda one: one[0])
+    return problem, values
+
+
+def _result(check: Check, verdict: Verdict, outcome: Outcome) -> Result:
+    wrong = verdict.status in (Status.WARN, Status.FAIL)
+    problem = PROBLEMS[verdict.problem] if wrong else None
+    return Result(
+        identifier=check.identifier,
+        group=GROUP_OF[check.identifier],
+        status=verdict.status,
+        have=verdict.have,
+        need=verdict.need,
+        problem=problem.identifier if problem else "",
+        why=f"{problem.cause} {check.why}" if problem else check.why,
+        fix=mend(problem, verdict.values) if problem else "",
+        seconds=round(outcome.seconds, 3),
+        facts=outcome.facts or {},
+        output=outcome.text if outcome.facts is None else "",
+    )
+
+
+def mend(problem: Problem, values: Mapping[str, str]) -> str:
+    """A problem's mend with its names filled in; a name that is not known stays in capitals."""
+    return re.sub(r"\{(\w+)\}", lambda m: values.get(m[1]) or m[1].upper(), problem.mend)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f": {lines[-1][:300]}" if lines else ""
+
+
+def page() -> str:
+    """``docs/troubleshooting.md``."""
+    return "\n".join(_page()) + "\n"
+
+
+def _page() -> Iterator[str]:
+    yield "# Troubleshooting"
+    yield ""
+    yield "Written by `python -m verify --page` from the catalogue of `verify`, not by hand."
+    yield ""
+    yield (
+        "`python -m verify` finds out which of these you have. Each heading is the identifier that "
+        "it names; search this page for the text that you see."
+    )
+    for group in GROUPS:
+        yield ""
+        yield f"## {group.title}"
+        yield ""
+        yield "| check | what it asks | runs in | why |"
+        yield "| --- | --- | --- | --- |"
+        for check in group.checks:
+            tier = "every tier" if check.tier is Tier.QUICK else f"{check.tier.name.lower()}"
+            yield f"| `{check.identifier}` | {check.title} | {tier} | {check.why} |"
+        for problem in group.problems:
+            yield ""
+            yield f"### {problem.identifier}"
+            yield ""
+            for text in problem.texts:
+                yield f"- ``{_shown(text)}``"
+            if problem.texts:
+                yield ""
+            yield problem.cause
+            yield ""
+            yield f"**Mend:** {_shown(problem.mend)}"
+
+
+def _shown(text: str) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), text)

@@ -1,0 +1,94 @@
+"""A run as a document: what `--json` writes, and what the other reports are made from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from verify.catalogue import CHECKS
+from verify.machine import Machine
+from verify.report.summary import exit_code, verdict
+from verify.result import Result, Status
+
+SCHEMA = 1  # raised when a name or meaning changes; additions leave it
+
+
+def document(
+    results: Sequence[Result],
+    machine: Machine,
+    *,
+    tier: str,
+    row: str | None,
+    strict: bool,
+    started: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """Everything that is known of a run, in what JSON can hold.
+
+    Keys: ``schema``, ``tool``, ``started`` (UTC), ``seconds``, ``tier``, ``row`` (that was asked
+    for), ``strict``, ``machine`` (facts), ``counts`` by status, ``verdict``, ``exit_code`` and
+    ``results``: for each check ``identifier``, ``group``, ``title``, ``status``, ``have``,
+    ``need``, ``problem``, ``why``, ``fix``, ``seconds``, ``facts`` and, where a check broke,
+    the last of its ``output``.
+    """
+    counts = Counter(result.status for result in results)
+    return {
+        "schema": SCHEMA,
+        "tool": "zo2 verify",
+        "started": started,
+        "seconds": round(seconds, 1),
+        "tier": tier,
+        "row": row,
+        "strict": strict,
+        "machine": dict(machine.facts),
+        "counts": {status.value: counts[status] for status in Status},
+        "verdict": verdict(results, strict),
+        "exit_code": exit_code(results, strict),
+        "results": [
+            {
+                "identifier": result.identifier,
+                "group": result.group,
+                "title": CHECKS[result.identifier].title,
+                "status": result.status.value,
+                "have": result.have,
+                "need": result.need,
+                "problem": result.problem,
+                "why": result.why,
+                "fix": result.fix,
+                "seconds": result.seconds,
+                "facts": dict(result.facts),
+                "output": result.output,
+            }
+            for result in results
+        ],
+    }
+
+
+def write(found: Mapping[str, Any], path: Path) -> None:
+    """Write a document as JSON."""
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class UnreadableError(Exception):
+    """A file is not a report of verify."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what `write` wrote; raise `UnreadableError` if it is something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnreadableError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UnreadableError(f"{path} is not JSON: give a file that --json wrote.") from error
+    if not isinstance(found, dict) or found.get("tool") != "zo2 verify":
+        raise UnreadableError(f"{path} is not a report: give a file that --json wrote.")
+    if found.get("schema") != SCHEMA:
+        raise UnreadableError(
+            f"{path} has schema {found.get('schema')}, this verify reads {SCHEMA}: write it again "
+            "with this version."
+        )
+    return found

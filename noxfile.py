@@ -12,7 +12,7 @@ import nox
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from envs import environment, matrix, pythons
+from envs import environment, matrix, pythons, run
 from envs.environment import Environment
 from envs.errors import EnvsError
 from verify import machine, recommend
@@ -95,9 +95,9 @@ def whole_matrix(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the tests in the newest row."""
+    """Run the tests of zo2 and of verify in the newest row."""
     built = _environment(session, matrix.newest_row(ROWS))
-    _run(session, built, "pytest", "-n", "auto", *(session.posargs or ["tests"]))
+    _run(session, built, "pytest", *(session.posargs or run.TESTS))
 
 
 @nox.session(name="tests-matrix", venv_backend="none")
@@ -105,7 +105,7 @@ def tests(session: nox.Session) -> None:
 def tests_matrix(session: nox.Session, row: Row) -> None:
     """Run the tests in one row, such as `nox -s "tests-matrix(tf451)"`."""
     built = _environment(session, row)
-    _run(session, built, "pytest", "-n", "auto", *(session.posargs or ["tests"]))
+    _run(session, built, "pytest", *(session.posargs or run.TESTS))
 
 
 @nox.session(name="tests-tools")

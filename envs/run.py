@@ -18,6 +18,8 @@ from envs.environment import Environment
 from envs.results import Difference, Outcome, RowResult
 from verify.rows import Row
 
+# what may depend on the row; the tools have tests that do not
+TESTS = ("-n", "auto", "tests", "--ignore=tests/envs", "--ignore=tests/explain")
 GOLDEN = matrix.ROOT / ".nox" / "golden"
 
 
@@ -56,9 +58,7 @@ def run_row(row: Row, before: Sequence[str], say: Callable[[str], object]) -> Ro
 def _verify(built: Environment) -> Outcome:
     with tempfile.TemporaryDirectory() as work:
         report = Path(work, "verify.json")
-        code, seconds = _timed(
-            built, "-m", "verify", "--row", built.row.name, "--json", str(report)
-        )
+        code, seconds = _timed(built, "zo2-verify", "--row", built.row.name, "--json", str(report))
         if not report.exists():
             return Outcome(False, f"broke with exit code {code}", seconds)
         results = json.loads(report.read_text(encoding="utf-8"))["results"]
@@ -68,8 +68,7 @@ def _verify(built: Environment) -> Outcome:
 def _tests(built: Environment) -> Outcome:
     with tempfile.TemporaryDirectory() as work:
         report = Path(work, "tests.xml")
-        command = ["-m", "pytest", "-q", "-n", "auto", f"--junitxml={report}", "tests"]
-        code, seconds = _timed(built, *command)
+        code, seconds = _timed(built, "pytest", "-q", *TESTS, f"--junitxml={report}")
         if not report.exists():
             return Outcome(False, f"broke with exit code {code}", seconds)
         cases = ElementTree.parse(report).getroot().iter("testcase")
@@ -96,10 +95,10 @@ def _order(word: str) -> tuple[bool, str]:
     return not word.startswith("pass"), word
 
 
-def _timed(built: Environment, *arguments: str) -> tuple[int, float]:
+def _timed(built: Environment, command: str, *arguments: str) -> tuple[int, float]:
     started = time.perf_counter()
     done = subprocess.run(
-        [built.script("python"), *arguments], cwd=matrix.ROOT, env=_variables(built), check=False
+        [built.script(command), *arguments], cwd=matrix.ROOT, env=_variables(built), check=False
     )
     return done.returncode, round(time.perf_counter() - started, 1)
 

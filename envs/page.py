@@ -117,8 +117,10 @@ family's weights out alike, which is `{reference}` unless another is named.
   forward the same bits.
 - otherwise three figures: relative difference of the plain forward's loss, without zo2; largest
   relative difference of a loss in training; largest difference of a trained weight over the
-  largest weight. A first figure of 1e-7 is one rounding of float32 in torch's own sums; a larger
-  one says that transformers changed what the model computes.
+  largest weight. A first figure of 1e-7 or less is one rounding of float32 at most: torch or
+  transformers sums in another order. A larger one says that transformers changed what the model
+  computes.
+- `first`: no row above has the family. `–`: this row does not.
 
 """
 

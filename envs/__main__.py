@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from envs import environment, generated, lock, lockfile, matrix, run
+from envs import environment, generated, images, lock, lockfile, matrix, run
 from envs.errors import EnvsError
 from envs.files import write_whole
 from envs.lock import Change
@@ -45,6 +45,17 @@ def _parser() -> argparse.ArgumentParser:
     whole = commands.add_parser("matrix", help="run verify and the tests in the rows' environments")
     whole.add_argument("row", nargs="*", help="only these rows")
     whole.set_defaults(run=_matrix)
+    image = commands.add_parser("images", help="build the rows' images and check them")
+    image.add_argument("row", nargs="*", help="only these rows")
+    image.add_argument("--builder", choices=images.KNOWN, help="not the first that works")
+    image.add_argument(
+        "--build-option", action="append", default=[], metavar="OPTION", help="for the builder"
+    )
+    image.add_argument("--check-only", action="store_true", help="images that are built already")
+    image.set_defaults(run=_images)
+    wheels = commands.add_parser("wheelhouse", help="collect rows' wheels for builds offline")
+    wheels.add_argument("row", nargs="+", help="these rows")
+    wheels.set_defaults(run=_wheelhouse)
     return parser
 
 
@@ -143,6 +154,22 @@ def _matrix(options: argparse.Namespace) -> int:
     _generate(options)
     _print_results(rows, results)
     return failed
+
+
+def _images(options: argparse.Namespace) -> int:
+    builder = images.find([options.builder] if options.builder else images.KNOWN)
+    sound = True
+    for row in _rows(options.row):
+        if not options.check_only:
+            images.build(builder, row, options.build_option, say=_say)
+        sound &= images.report(builder, row, say=_say)
+    return not sound
+
+
+def _wheelhouse(options: argparse.Namespace) -> int:
+    for row in _rows(options.row):
+        images.collect_wheels(row, say=_say)
+    return 0
 
 
 def _print_results(rows: Sequence[Row], results: Results) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from envs import conda, lockfile, matrix, page, requirements
+from envs import conda, docker, lockfile, matrix, page, requirements
 from envs.errors import EnvsError
 from envs.lockfile import Lock
 from envs.results import Results
@@ -45,6 +45,12 @@ def files(root: Path = matrix.ROOT) -> dict[Path, str]:
         )
         for row in rows.values()
     }
+    version = matrix.read_toml(root / "pyproject.toml")["project"]["version"]
+    for row in rows.values():
+        lock = locks[row.name][row.pythons[0]]
+        texts[Path(docker.path(row))] = docker.dockerfile(row, lock, version)
+    texts[Path(docker.FOLDER, "bake.hcl")] = docker.bake(rows.values())
+    texts[Path(".dockerignore")] = docker.ignore()
     texts[Path("verify", "rows.json")] = _rows_json(rows, locks)
     results = Results.load(root / "envs" / "results.json")
     texts[Path("docs", "compatibility.md")] = page.compatibility(rows, locks, results)

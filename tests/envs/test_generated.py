@@ -17,13 +17,14 @@ from verify import rows
 @pytest.fixture
 def project(tmp_path) -> Path:
     """A copy of all that `nox -s lock -- --check` reads."""
-    for name in ("envs", "lockfiles", "verify", "docs"):
+    for name in ("envs", "lockfiles", "verify", "docs", "docker"):
         shutil.copytree(
             matrix.ROOT / name,
             tmp_path / name,
             ignore=shutil.ignore_patterns("*.py", "__pycache__"),
         )
     shutil.copy(matrix.ROOT / "pyproject.toml", tmp_path)
+    shutil.copy(matrix.ROOT / ".dockerignore", tmp_path)
     return tmp_path
 
 
@@ -83,7 +84,14 @@ def test_a_lock_is_missing_and_one_too_many(project):
 
 
 @pytest.mark.parametrize(
-    "name", ["envs/tf451/environment.yml", "verify/rows.json", "docs/compatibility.md"]
+    "name",
+    [
+        "envs/tf451/environment.yml",
+        "docker/tf451.Dockerfile",
+        ".dockerignore",
+        "verify/rows.json",
+        "docs/compatibility.md",
+    ],
 )
 def test_a_generated_file_was_edited(project, name):
     path = project / name

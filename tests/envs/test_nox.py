@@ -24,7 +24,8 @@ def nox(*arguments: str, cwd=matrix.ROOT) -> subprocess.CompletedProcess[str]:
 def copy(tmp_path):
     shutil.copy(matrix.ROOT / "noxfile.py", tmp_path)
     shutil.copy(matrix.ROOT / "pyproject.toml", tmp_path)
-    for name in ("envs", "verify", "lockfiles", "docs"):
+    shutil.copy(matrix.ROOT / ".dockerignore", tmp_path)
+    for name in ("envs", "verify", "lockfiles", "docs", "docker"):
         shutil.copytree(matrix.ROOT / name, tmp_path / name)
     return tmp_path
 

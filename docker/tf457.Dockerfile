@@ -18,7 +18,8 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 # ---- the packages: a layer that changes with the lock only
 FROM ${BASE} AS packages
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+ENV PIP_CACHE_DIR=/var/cache/pip \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore \
     PYTHONDONTWRITEBYTECODE=1
 RUN python -m venv /opt/zo2
@@ -27,7 +28,7 @@ COPY lockfiles/tf457-py311.txt /build/lock.txt
 # layer keeps: --secret id=pip.conf,src=FILE. Files in docker/wheelhouse are taken before those of
 # an index, and alone with --build-arg NO_INDEX=1.
 ARG NO_INDEX=
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=bind,source=docker/wheelhouse,target=/wheelhouse \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /opt/zo2/bin/pip install ${NO_INDEX:+--no-index} --find-links /wheelhouse \

@@ -51,7 +51,8 @@ ARG BASE={base}
 
 # ---- the packages: a layer that changes with the lock only
 FROM ${{BASE}} AS packages
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \\
+ENV PIP_CACHE_DIR=/var/cache/pip \\
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \\
     PIP_ROOT_USER_ACTION=ignore \\
     PYTHONDONTWRITEBYTECODE=1
 RUN python -m venv /opt/zo2
@@ -60,7 +61,7 @@ COPY lockfiles/{lock} /build/lock.txt
 # layer keeps: --secret id=pip.conf,src=FILE. Files in {folder}/wheelhouse are taken before those of
 # an index, and alone with --build-arg NO_INDEX=1.
 ARG NO_INDEX=
-RUN --mount=type=cache,target=/root/.cache/pip \\
+RUN --mount=type=cache,target=/var/cache/pip \\
     --mount=type=bind,source={folder}/wheelhouse,target=/wheelhouse \\
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \\
     /opt/zo2/bin/pip install ${{NO_INDEX:+--no-index}} --find-links /wheelhouse \\

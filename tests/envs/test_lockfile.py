@@ -90,9 +90,9 @@ def test_a_package_less_or_more_is_told(lock, data, tmp_path_factory):
     ("line", "says"),
     [
         ("torch==2.13.0+cpu \\", "local build"),
-        ("torch @ file:///opt/torch.whl", "'file:'"),
+        ("torch @ file:///somewhere/torch.whl", "'file:'"),
         ("--index-url https://example.org/simple", "'--index-url'"),
-        ("--find-links /opt/wheels", "'--find-links'"),
+        ("--find-links /somewhere/wheels", "'--find-links'"),
         ("-e .", "'-e'"),
         ("torch>=2", "not a pinned requirement"),
         ("torch", "not a pinned requirement"),

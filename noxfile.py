@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def _environment(session: nox.Session, row: Row, python: str | None = None) -> E
 def _run(session: nox.Session, built: Environment, *command: str) -> None:
     """Run a command of the row's environment."""
     name, *arguments = command
-    path = f"{built.folder / 'bin'}:{session.env.get('PATH', '')}"
+    path = f"{built.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     session.run(built.script(name), *arguments, external=True, env={"PATH": path})
 
 

@@ -83,14 +83,14 @@ def test_half_an_upgrade(environment):
 
 
 def test_a_package_in_two_places(environment, tmp_path):
-    write_metadata(tmp_path / "other", "zo2", "0.0.1")
-    environment.distribution("zo2", "0.0.2")
+    write_metadata(tmp_path / "other", "tqdm", "0.0.1")
+    environment.distribution("tqdm", "0.0.2")
     said = environment.run(
         "--only", "packages.duplicates", variables={"PYTHONPATH": str(tmp_path / "other")}
     )
     status, problem = said.problem("packages.duplicates")
     assert (status, problem) == ("WARN", "packages.duplicate")
-    assert "zo2 0.0.1" in said.result("packages.duplicates")["have"]
+    assert "tqdm 0.0.1" in said.result("packages.duplicates")["have"]
 
 
 def test_another_copy_on_pythonpath(tmp_path):

@@ -38,7 +38,12 @@ def files(root: Path = matrix.ROOT) -> dict[Path, str]:
         EnvsError: the table or a lock is wrong.
     """
     rows = matrix.load(root / "envs" / "matrix.toml")
-    locks = locks_of(rows, root)
+    return _texts(rows, locks_of(rows, root), root)
+
+
+def _texts(
+    rows: Mapping[str, Row], locks: Mapping[str, Mapping[str, Lock]], root: Path
+) -> dict[Path, str]:
     texts = {
         Path("envs", row.name, "environment.yml"): conda.environment(
             row, locks[row.name][row.pythons[0]]
@@ -65,10 +70,11 @@ def problems(root: Path = matrix.ROOT) -> Iterator[str]:
         yield str(error)
         return
     sound = True
+    locks: dict[str, dict[str, Lock]] = {name: {} for name in rows}
     for row in rows.values():
         for python in row.pythons:
             try:
-                _lock(row, python, root)
+                locks[row.name][python] = _lock(row, python, root)
             except EnvsError as error:
                 sound = False
                 yield str(error)
@@ -77,7 +83,7 @@ def problems(root: Path = matrix.ROOT) -> Iterator[str]:
         if path.name not in expected:
             yield f"lockfiles/{path.name}: no row has this lock; delete it"
     if sound:
-        for name, text in files(root).items():
+        for name, text in _texts(rows, locks, root).items():
             path = root / name
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 yield f"{name}: differs from what the table gives; `nox -s lock` writes it anew"

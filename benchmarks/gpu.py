@@ -93,9 +93,9 @@ def main() -> None:
     for shape in options.shapes:
         everything[shape] = measure(shape)
         show(shape, everything[shape], link, console)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(everything, file, indent=1)
+        if options.json:
+            with open(options.json, "w") as file:
+                json.dump(everything, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--budget", help="device memory in all, such as 6GB; several, ascending, by commas"
     )
-    parser.add_argument("--slots", type=int, default=3)
+    parser.add_argument("--slots", type=int, help="device buffers")
     parser.add_argument("--unit", choices=["block", "leaf"])
     parser.add_argument("--window", type=int, default=1)
     parser.add_argument("--graphs", action="store_true", help="replay steps as CUDA graphs")

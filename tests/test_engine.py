@@ -223,6 +223,28 @@ def test_base_stays_read_only_within_the_window():
     assert engine.pending == []
 
 
+@pytest.mark.parametrize("window", [1, 3])
+def test_updates_of_what_was_fetched_ahead_go_home_before_the_passes_begin(window, monkeypatch):
+    from zo2.engine.transfer import HostLanes
+
+    model = toy(5)
+    placement = Placement(slots=2, copies=True)
+    zo2.prepare(model, zo2.ZOConfig(**CPU, update_window=window), placement=placement)
+    happened = []
+    copied = HostLanes.write_back
+    monkeypatch.setattr(
+        HostLanes, "write_back", lambda *args: (happened.append("home"), copied(*args))[1]
+    )
+    model.embed.register_forward_pre_hook(lambda *args: happened.append("pass"))
+    for number in range(7):
+        happened.clear()
+        model(**toy_batch())
+        ahead = happened[: happened.index("pass")].count("home")
+        written = number > 0 and number % window == 0
+        assert ahead == (2 if written else 0), number
+        assert happened.count("home") == (5 if written else 0), number
+
+
 def test_fzoo_is_its_formula():
     model = toy()
     config = zo2.ZOConfig("fzoo", directions=3, lr=1e-2, weight_decay=0.0, eps=1e-2, **CPU)

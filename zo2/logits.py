@@ -157,13 +157,12 @@ class Logits:
             return F.cross_entropy(
                 self.whole(), target, ignore_index=ignore_index, reduction=reduction
             )
-        total = torch.zeros((), device=self.device)
+        losses = []
         for start in range(0, len(hidden), step):
             rows = self._of(hidden[start : start + step])
-            losses = F.cross_entropy(
-                rows, target[start : start + step], ignore_index=ignore_index, reduction="none"
-            )
-            total += losses.float().sum()
+            part = target[start : start + step]
+            losses.append(F.cross_entropy(rows, part, ignore_index=ignore_index, reduction="none"))
+        total = torch.cat(losses).float().sum()
         if reduction == "mean":
             total /= (target != ignore_index).sum()
         return total.to(self.dtype)

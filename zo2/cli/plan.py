@@ -43,7 +43,10 @@ def plan(
         Unit | None,
         typer.Option(help="What is perturbed at once (default: leaf where blocks are large)."),
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Device buffers.")] = 3,
+    slots: Annotated[
+        int | None,
+        typer.Option(min=1, help="Device buffers (default: three to eight, by their size)."),
+    ] = None,
     link: Annotated[
         str | None,
         typer.Option(

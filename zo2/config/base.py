@@ -36,7 +36,8 @@ class ZOSettings:
         offloading_device: where streamed weights rest; only ``"cpu"`` exists.
         working_device: where passes run; ``None`` takes CUDA if present, else the CPU.
         overlap: copy weights while passes compute; ``False`` uses a single device buffer.
-        slots: number of device buffers that streamed units share.
+        slots: number of device buffers that streamed units share; ``None`` takes as many as hold
+            600 MB, three to eight.
         unit: what is perturbed at once: ``"block"`` (a decoder block) or ``"leaf"`` (one layer);
             ``None`` takes blocks, but under a memory budget leaves where blocks are large or do
             not fit.
@@ -67,7 +68,7 @@ class ZOSettings:
     offloading_device: str = "cpu"
     working_device: str | torch.device | None = None
     overlap: bool = True
-    slots: int = 3
+    slots: int | None = None
     unit: str | None = None
     device_memory_budget: int | str | None = None
     offload_embeddings: bool = False
@@ -92,10 +93,11 @@ class ZOSettings:
         if self.unit is not None and self.unit not in UNITS:
             raise ConfigError(f"unit must be one of {', '.join(UNITS)}, not {self.unit!r}.")
         for name in ("slots", "update_window"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} must be an integer of at least 1, not {getattr(self, name)!r}."
-                )
+            value = getattr(self, name)
+            if name == "slots" and value is None:
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be an integer of at least 1, not {value!r}.")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must lie in 0 .. 2**63 - 1, not {self.seed!r}.")
         if self.device_memory_budget is not None:

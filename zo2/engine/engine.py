@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from zo2.engine.abreast import Formation, InFile
 from zo2.engine.devicememory import Usage, out_of_memory_explained
 from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Corrections, Unit, partition
@@ -51,6 +52,7 @@ class Engine:
     Attributes:
         pending: updates that not every stored weight has yet, oldest first.
         need: device memory, by what it is for.
+        formation: whether passes go through a unit one after another.
         before_pause: called when a pass is about to enter a unit: the weights of the last one go.
     """
 
@@ -68,6 +70,7 @@ class Engine:
         self._placement, self._arithmetic = placement, arithmetic
         self._unit_size, self._update_window = unit_size, update_window
         self.pending: list[Update] = []
+        self.formation: Formation = InFile()
         self.before_pause: Callable[[], None] = lambda: None
         self._written: dict[Unit, int] = {}  # how many of `pending` a unit's base holds already
         self._lockstep: Lockstep | None = None
@@ -348,14 +351,17 @@ class Engine:
 
     def _run(self, passes: list[Pass], write: bool, keep: bool = False) -> list[Any]:
         self._perturbations = tuple(dict.fromkeys(one.perturbation for one in passes))
+        if write:
+            self._write_ahead()
         for unit in self.units:
             self.store.hide(unit)
         held = self._hold(passes, write)
         with Lockstep(passes, self.model, keep) as lockstep:
             self._lockstep = lockstep
             try:
-                for one in passes:
-                    self._resume(one, held)
+                with self.formation.fork():
+                    for one in passes:
+                        self._resume(one, held)
                 while waiting := [(one.at, one) for one in passes if one.at is not None]:
                     unit = min((at for at, _ in waiting), key=self._position.__getitem__)
                     here = [one for at, one in waiting if at is unit]
@@ -384,14 +390,23 @@ class Engine:
             for first in range(0, len(groups), at_once):
                 batch = groups[first : first + at_once]
                 weights = self._transform(unit, base, [p for p, _ in batch], copies, write)
-                for (_, group), flat in zip(batch, weights, strict=True):
-                    tensors = self._tensors(unit, base, flat)
-                    for one in group:
-                        bind(unit, tensors)
-                        self._resume(one, held)
+                with self.formation.fork():
+                    for (_, group), flat in zip(batch, weights, strict=True):
+                        tensors = self._tensors(unit, base, flat)
+                        for one in group:
+                            bind(unit, tensors)
+                            self._resume(one, held)
         finally:
             self.store.hide(unit)
             transfer.release(unit)
+
+    def _write_ahead(self) -> None:
+        """Apply the pending updates to what was fetched ahead: its way home, for which the link
+        waits since the last sweep, begins before the passes have computed what comes first.
+        """
+        for unit in sorted(self._stream.at_hand(), key=self._position.__getitem__):
+            self._transform(unit, self._stream.acquire(unit), (), (), write=True)
+            self._stream.put_back(unit)
 
     def _fetch_ahead(self, unit: Unit) -> None:
         """Fetch what follows ``unit``; after the last one the next sweep's first."""
@@ -477,7 +492,8 @@ class Engine:
         for unit, tensors in held.get(one.perturbation, ()):
             bind(unit, tensors)
         assert self._lockstep is not None
-        self._lockstep.resume(one)
+        with self.formation.lane(one):
+            self._lockstep.resume(one)
 
     # -- between sweeps -------------------------------------------------------------------
 

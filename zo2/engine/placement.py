@@ -20,6 +20,10 @@ from zo2.errors import ConfigError, DeviceMemoryError
 
 SLACK = 100_000_000  # bytes of a budget that are left for what torch's allocator cannot use
 SMALL_BLOCK = 1 << 28  # bytes
+# Between the last update of one sweep and the first of the next, the link has no more to do than
+# what the buffers hold, and a slow host takes some 10 ms: so many bytes keep it busy.
+IN_FLIGHT = 600_000_000
+FEWEST, MOST = 3, 8  # buffers
 TINY = 1 / 128  # a unit so much smaller than the largest is not worth a copy of its own
 
 
@@ -92,7 +96,8 @@ class Placement:
     Attributes:
         blocks: indices of the decoder blocks that are streamed; ``None`` for all.
         outside: stream also what lies outside the blocks (embeddings, final norm, head).
-        slots: number of device buffers that streamed parcels share.
+        slots: number of device buffers that streamed parcels share; ``None`` for as many as hold
+            `IN_FLIGHT`.
         copies: stream through buffers even where the working device is the CPU, whose weights
             passes could use where they rest.
         budget: bytes of device memory for everything; keeps as much resident as fits.
@@ -100,7 +105,7 @@ class Placement:
 
     blocks: frozenset[int] | None = None
     outside: bool = False
-    slots: int = 3
+    slots: int | None = None
     copies: bool = False
     budget: int | None = None
 
@@ -120,7 +125,7 @@ class Placement:
             DeviceMemoryError: the budget is too small for this model.
         """
         parcels = _bundle(units, self._movable(units))
-        slots = self.slots if device == "cuda" or self.copies else 0
+        slots = self._depth(parcels) if device == "cuda" or self.copies else 0
         copies = 2 if device == "cuda" else 1
 
         def plan(parcels: Sequence[Parcel], slots: int, copies: int) -> Plan:
@@ -138,8 +143,8 @@ class Placement:
         everything = plan(resident, slots, copies)
         if everything.need.total <= self.budget:
             return everything
-        frugal = sorted({(copies, slots), (1, slots), (1, min(slots, 2))}, reverse=True)
-        for copies, slots in frugal:
+        few = min(slots, FEWEST)
+        for copies, slots in ((copies, slots), (copies, few), (1, few), (1, min(slots, 2))):
             least = plan(parcels, slots, copies)
             if least.need.total <= self.budget:
                 kept = _keep(parcels, self.budget - least.need.total)
@@ -149,6 +154,13 @@ class Placement:
             f"{least.need.total / 1e9:.2f} GB with everything streamed ({_itemised(least.need)}). "
             "Raise the budget, set unit='leaf', or use smaller micro-batches."
         )
+
+    def _depth(self, parcels: Sequence[Parcel]) -> int:
+        """The number of buffers, where there are any."""
+        if self.slots is not None:
+            return self.slots
+        largest = max((one.nbytes for one in parcels if one.streamed), default=1)
+        return min(max(-(-IN_FLIGHT // largest), FEWEST), MOST)
 
     def _movable(self, units: Sequence[Unit]) -> set[Unit]:
         """The units that may be streamed."""

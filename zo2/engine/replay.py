@@ -2,8 +2,9 @@
 
 A sweep over resident weights launches the same kernels each time; only inputs, seeds and
 coefficients differ, and these lie in device memory. So the second sweep of a kind is captured and
-later ones are replayed. A forward that asks the device for values cannot be captured and goes on
-as before.
+later ones are replayed. In a graph passes go side by side, unless the model writes to its buffers,
+which passes share. A forward that asks the device for values cannot be captured and goes on as
+before.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from zo2.engine.abreast import Abreast, Formation, InFile
 from zo2.engine.engine import Engine
 from zo2.engine.fused import FusedArithmetic
 from zo2.methods import Perturbation
@@ -22,6 +24,7 @@ from zo2.methods import Perturbation
 logger = logging.getLogger("zo2")
 
 Batch = Mapping[str, Any]
+ABREAST = 4  # passes that go side by side
 LARGEST_NUMBER = 256  # of graphs; each has a kind of its own (batch shapes, pending updates)
 
 
@@ -45,8 +48,10 @@ class Replays:
     def __init__(self, engine: Engine, arithmetic: FusedArithmetic) -> None:
         self._engine, self._arithmetic = engine, arithmetic
         self._pool = torch.cuda.graph_pool_handle()
+        self._streams = [torch.cuda.Stream(engine.device) for _ in range(ABREAST)]
         self._kinds: dict[Hashable, Captured | None] = {}
         self._impossible: set[Hashable] = set()
+        self._in_file: set[Hashable] = set()  # kinds that write to what passes share
 
     def run(
         self,
@@ -67,14 +72,19 @@ class Replays:
         kind = self._kind(batches, len(perturbations))
         if kind not in self._kinds and len(self._kinds) < LARGEST_NUMBER:
             self._kinds[kind] = None
-            return sweep(batches)
+            before = self._versions()
+            result = sweep(batches)
+            if before != self._versions():
+                self._in_file.add(kind)
+            return result
         if kind in self._impossible or kind not in self._kinds:
             return sweep(batches)
         for changes in self._engine.changes_of_sweep(perturbations):
             self._arithmetic.load(changes)
         captured = self._kinds[kind]
         if captured is None:
-            captured = self._capture(batches, sweep)
+            formation = InFile() if kind in self._in_file else Abreast(self._streams)
+            captured = self._capture(batches, sweep, formation)
             if captured is None:
                 self._impossible.add(kind)
                 return sweep(batches)
@@ -86,6 +96,10 @@ class Replays:
         captured.graph.replay()
         return captured.result
 
+    def _versions(self) -> list[int]:
+        """How often each buffer of the model was written to."""
+        return [buffer._version for buffer in self._engine.model.buffers()]
+
     def _kind(self, batches: Sequence[Batch], perturbations: int) -> Hashable:
         described = tuple(
             (name, (value.shape, value.dtype) if isinstance(value, torch.Tensor) else repr(value))
@@ -95,7 +109,10 @@ class Replays:
         return described, perturbations, self._engine.kind_of_sweep()
 
     def _capture(
-        self, batches: Sequence[Batch], sweep: Callable[[Sequence[Batch]], torch.Tensor]
+        self,
+        batches: Sequence[Batch],
+        sweep: Callable[[Sequence[Batch]], torch.Tensor],
+        formation: Formation,
     ) -> Captured | None:
         own = [
             {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
@@ -103,6 +120,7 @@ class Replays:
         ]
         graph = torch.cuda.CUDAGraph()
         progress = self._engine.progress()
+        self._engine.formation = formation
         try:
             with (
                 torch.cuda.device(self._engine.device),
@@ -114,6 +132,8 @@ class Replays:
             first = next(iter(str(error).splitlines()), "")
             logger.warning("This model's passes cannot be a CUDA graph (%s).", first)
             return None
+        finally:
+            self._engine.formation = InFile()
         return Captured(graph, _tensors(own), result)
 
 

@@ -116,13 +116,12 @@ class Store:
             _return_freed_memory()
             progress(sum(unit.nbytes for unit in together))
         self._where = self._look()
-        self.unread = {
-            weight.parameter: torch.full(
-                (), math.nan, dtype=weight.parameter.dtype, device=device
-            ).expand(weight.shape.shape)
-            for unit in units
-            for weight in unit.weights
-        }
+        self._unread = {unit: [(w.parameter, self._nan(w)) for w in unit.weights] for unit in units}
+
+    def _nan(self, weight: Weight) -> torch.Tensor:
+        """What a weight is while nobody may read it: NaN of its shape, in one element's memory."""
+        one = torch.full((), math.nan, dtype=weight.parameter.dtype, device=self._device)
+        return one.expand(weight.shape.shape)
 
     def _adopt(self, units: Sequence[Unit], streamed: bool) -> None:
         bounds, nbytes = {}, 0
@@ -170,8 +169,8 @@ class Store:
 
     def hide(self, unit: Unit) -> None:
         """Point the unit's parameters at NaN, so that an unexpected read cannot go unnoticed."""
-        for weight in unit.weights:
-            weight.parameter.data = self.unread[weight.parameter]
+        for parameter, nan in self._unread[unit]:
+            parameter.data = nan
 
     def is_intact(self) -> bool:
         """Whether every parameter still rests in its buffer (nobody moved or converted it), and

@@ -32,7 +32,15 @@ class Transfer(Protocol):
         ...
 
     def release(self, unit: Unit) -> None:
-        """No work queued from now on uses the acquired weights."""
+        """No work queued from now on uses the acquired weights: the sweep is past this unit."""
+        ...
+
+    def at_hand(self) -> Sequence[Unit]:
+        """Units that were fetched ahead and have arrived, and that the sweep has yet to reach."""
+        ...
+
+    def put_back(self, unit: Unit) -> None:
+        """As `release`, for a unit at hand that the sweep has yet to reach."""
         ...
 
     def prefetch(self, units: Iterable[Unit]) -> None:
@@ -72,6 +80,12 @@ class InPlace:
     def release(self, unit: Unit) -> None:
         pass
 
+    def at_hand(self) -> Sequence[Unit]:
+        return ()
+
+    def put_back(self, unit: Unit) -> None:
+        pass
+
     def prefetch(self, units: Iterable[Unit]) -> None:
         pass
 
@@ -99,6 +113,10 @@ class Lanes(Protocol):
         """Let computation queued from now on wait for ``event``."""
         ...
 
+    def has_happened(self, event: Event) -> bool:
+        """Whether nothing would wait for ``event`` any more."""
+        ...
+
     def synchronize(self) -> None: ...
 
 
@@ -115,6 +133,9 @@ class HostLanes:
 
     def compute_after(self, event: Event) -> None:
         pass
+
+    def has_happened(self, event: Event) -> bool:
+        return True
 
     def synchronize(self) -> None:
         pass
@@ -149,6 +170,9 @@ class CudaLanes:
 
     def compute_after(self, event: Event) -> None:
         torch.cuda.current_stream(self._device).wait_event(event)
+
+    def has_happened(self, event: Event) -> bool:
+        return bool(event.query())
 
     def synchronize(self) -> None:
         self._up.synchronize()
@@ -204,7 +228,6 @@ class Slots:
         parcel = self._store.resting[unit]
         slot = self._holding.get(parcel) or self._load(parcel, self._reclaim())
         slot.acquired = True
-        slot.to_come.discard(unit)
         if slot.ready is not None:
             self._lanes.compute_after(slot.ready)
         return slot.buffer[parcel.bounds[unit]]
@@ -217,6 +240,18 @@ class Slots:
             self._save(slot)
 
     def release(self, unit: Unit) -> None:
+        self.put_back(unit)
+        self._holding[self._store.resting[unit]].to_come.discard(unit)
+
+    def at_hand(self) -> Sequence[Unit]:
+        return [
+            unit
+            for slot in self._slots
+            if slot.to_come and (slot.ready is None or self._lanes.has_happened(slot.ready))
+            for unit in slot.to_come
+        ]
+
+    def put_back(self, unit: Unit) -> None:
         slot = self._holding[self._store.resting[unit]]
         slot.acquired, slot.used = False, self._lanes.computed()
 

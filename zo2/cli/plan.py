@@ -45,7 +45,7 @@ def plan(
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(min=1, help="Device buffers (default: three to eight, by their size)."),
+        typer.Option(min=1, help="Device buffers (default: 3)."),
     ] = None,
     link: Annotated[
         str | None,

@@ -97,7 +97,7 @@ class Placement:
         blocks: indices of the decoder blocks that are streamed; ``None`` for all.
         outside: stream also what lies outside the blocks (embeddings, final norm, head).
         slots: number of device buffers that streamed parcels share; ``None`` for as many as hold
-            `IN_FLIGHT`.
+            `IN_FLIGHT`, but `FEWEST` within a budget.
         copies: stream through buffers even where the working device is the CPU, whose weights
             passes could use where they rest.
         budget: bytes of device memory for everything; keeps as much resident as fits.
@@ -143,12 +143,11 @@ class Placement:
         everything = plan(resident, slots, copies)
         if everything.need.total <= self.budget:
             return everything
-        few = min(slots, FEWEST)
-        for copies, slots in ((copies, slots), (copies, few), (1, few), (1, min(slots, 2))):
-            least = plan(parcels, slots, copies)
+        for depth, width in ((slots, copies), (slots, 1), (min(slots, 2), 1)):
+            least = plan(parcels, depth, width)
             if least.need.total <= self.budget:
                 kept = _keep(parcels, self.budget - least.need.total)
-                return plan(kept, slots, copies)
+                return plan(kept, depth, width)
         raise DeviceMemoryError(
             f"device_memory_budget is {self.budget / 1e9:.2f} GB, but this model and batch need "
             f"{least.need.total / 1e9:.2f} GB with everything streamed ({_itemised(least.need)}). "
@@ -156,9 +155,14 @@ class Placement:
         )
 
     def _depth(self, parcels: Sequence[Parcel]) -> int:
-        """The number of buffers, where there are any."""
+        """The number of buffers, where there are any.
+
+        Within a budget, a resident parcel spares the link as much as one more buffer can.
+        """
         if self.slots is not None:
             return self.slots
+        if self.budget is not None:
+            return FEWEST
         largest = max((one.nbytes for one in parcels if one.streamed), default=1)
         return min(max(-(-IN_FLIGHT // largest), FEWEST), MOST)
 

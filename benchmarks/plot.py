@@ -17,11 +17,11 @@ from benchmarks.gpu import limits
 
 
 def points(rows: list[dict[str, Any]], link: dict[str, float]) -> list[tuple[float, float, float]]:
-    """(device memory in GB, seconds, limit in seconds) of streamed steps, by memory."""
+    """(device memory in GB, seconds, limit in seconds) of the budgets and of the resident step."""
     return sorted(
         (one["device"] / 1e9, one["seconds"], limit)
         for one, limit in zip(rows, limits(rows, link), strict=True)
-        if one.get("streamed")
+        if one.get("budget") or one["what"] == "resident"
     )
 
 

@@ -27,7 +27,7 @@ from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.placement import Placement, Plan
 from zo2.engine.record import Recorder
 from zo2.engine.resting import mark_resting, unmark
-from zo2.engine.store import Store, bind
+from zo2.engine.store import Store
 from zo2.engine.transfer import InPlace, Transfer
 from zo2.engine.updates import Update
 from zo2.engine.weights import Arithmetic, Changes
@@ -319,7 +319,7 @@ class Engine:
         """Run one pass for itself, and correct the partition by what it reads where."""
 
         def supply(unit: Unit) -> None:
-            bind(unit, [view.to(self.device) for view in self.store.views[unit]])
+            self.store.bind(unit, [view.to(self.device) for view in self.store.views[unit]])
 
         recorder = Recorder(self.model, self.units, supply)
 
@@ -394,7 +394,7 @@ class Engine:
                     for (_, group), flat in zip(batch, weights, strict=True):
                         tensors = self._tensors(unit, base, flat)
                         for one in group:
-                            bind(unit, tensors)
+                            self.store.bind(unit, tensors)
                             self._resume(one, held)
         finally:
             self.store.hide(unit)
@@ -446,7 +446,8 @@ class Engine:
     def _tensors(self, unit: Unit, base: torch.Tensor, flat: torch.Tensor) -> list[torch.Tensor]:
         """A unit's weights in ``flat``; the frozen ones, which have no copies, in ``base``."""
         views = self._view(unit, flat)
-        if flat is base or all(weight.trainable for weight in unit.weights):
+        layout = self.store.layouts[unit]
+        if flat is base or layout.trained == layout.nbytes:
             return views
         stored = self._view(unit, base)
         return [
@@ -490,7 +491,7 @@ class Engine:
 
     def _resume(self, one: Pass, held: _Held) -> None:
         for unit, tensors in held.get(one.perturbation, ()):
-            bind(unit, tensors)
+            self.store.bind(unit, tensors)
         assert self._lockstep is not None
         with self.formation.lane(one):
             self._lockstep.resume(one)

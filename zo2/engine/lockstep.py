@@ -96,7 +96,6 @@ class Lockstep:
 
     def _enter(self, one: Pass, move: Callable[[], None]) -> None:
         torch.clear_autocast_cache()  # it knows weights by object, and what they hold changes
-        outside = self._switcher.leave()
         self._switcher.enter(one.state)
         self._modules.enter(one.written)
         self.current, self._modules.watching = one, True
@@ -106,4 +105,4 @@ class Lockstep:
             self.current, self._modules.watching = None, False
             one.written = self._modules.leave(one.done)
             one.state = self._switcher.leave()
-            self._switcher.enter(outside)
+            self._switcher.enter(self._switcher.first)

@@ -116,6 +116,7 @@ class Store:
             _return_freed_memory()
             progress(sum(unit.nbytes for unit in together))
         self._where = self._look()
+        self._hidden: set[Unit] = set()
         self._unread = {unit: [(w.parameter, self._nan(w)) for w in unit.weights] for unit in units}
 
     def _nan(self, weight: Weight) -> torch.Tensor:
@@ -162,15 +163,23 @@ class Store:
         self._place(Resting(old.bounds, streamed, *self._buffer(units, old.nbytes, streamed)))
         self._where = self._look()
 
+    def bind(self, unit: Unit, tensors: Sequence[torch.Tensor]) -> None:
+        """Point the unit's parameters at ``tensors``."""
+        self._hidden.discard(unit)
+        for weight, tensor in zip(unit.weights, tensors, strict=True):
+            weight.parameter.data = tensor
+
     def rest(self, unit: Unit) -> None:
         """Point the unit's parameters at its resting buffer."""
-        for weight, view in zip(unit.weights, self.views[unit], strict=True):
-            weight.parameter.data = view
+        self.bind(unit, self.views[unit])
 
     def hide(self, unit: Unit) -> None:
         """Point the unit's parameters at NaN, so that an unexpected read cannot go unnoticed."""
+        if unit in self._hidden:
+            return
         for parameter, nan in self._unread[unit]:
             parameter.data = nan
+        self._hidden.add(unit)
 
     def is_intact(self) -> bool:
         """Whether every parameter still rests in its buffer (nobody moved or converted it), and
@@ -184,12 +193,6 @@ class Store:
     def _look(self) -> list[tuple[int, torch.dtype]]:
         """Where the parameters' data are, and in which precision."""
         return [(parameter.data_ptr(), parameter.dtype) for parameter in self._parameters]
-
-
-def bind(unit: Unit, tensors: Sequence[torch.Tensor]) -> None:
-    """Point the unit's parameters at ``tensors``."""
-    for weight, tensor in zip(unit.weights, tensors, strict=True):
-        weight.parameter.data = tensor
 
 
 def _stands_alone(data: torch.Tensor) -> bool:

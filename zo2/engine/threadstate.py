@@ -53,21 +53,21 @@ def capture() -> ThreadState:
 
 
 class Switcher:
-    """Changes the thread's state; used as a context manager it ends as it began.
+    """Changes the thread's state; used as a context manager it ends as it began, in ``first``.
 
     Inference mode can only be entered through guards that restore what they found, so the
     guards are kept and dropped together at the end, before the first state is set again.
     """
 
     def __enter__(self) -> Switcher:
-        self._first = self._now = capture()
+        self.first = self._now = capture()
         self._guards: list[Any] = []
         return self
 
     def __exit__(self, *exc: object) -> None:
         while self._guards:
             del self._guards[-1]
-        self._set(self._first, capture())
+        self._set(self.first, capture())
 
     def leave(self) -> ThreadState:
         """Take the present state away, to be put back by `enter`."""

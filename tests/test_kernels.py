@@ -95,32 +95,61 @@ def test_kernels_give_the_bits_of_torch_on_a_gpu(family, dtype, few, monkeypatch
     assert differing(family, [dtype] * len(LARGE), LARGE, "cuda") == []
 
 
-@pytest.mark.slow
-def test_kernels_give_the_bits_of_torch_when_interpreted():
-    """Triton's interpreter runs kernels on a CPU; it does not round to bfloat16 as a GPU does."""
+# The interpreter's own fma rounds twice.
+EXACT_FMA = """
+import numpy, torch
+from triton.runtime import interpreter
+def create_fma(self, x, y, z):
+    exact = x.data.astype(numpy.float64) * y.data + z.data
+    return interpreter.TensorHandle(exact.astype(numpy.float32), z.dtype)
+interpreter.InterpreterBuilder.create_fma = create_fma
+"""
+
+
+def interpreted(code):
+    """What ``code`` prints, in words, where Triton's kernels are interpreted on a CPU."""
     import triton
 
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 2):
         pytest.skip("the interpreter of this Triton does not know a module's constants")
-    code = (
-        "import numpy, torch\n"
-        "from triton.runtime import interpreter\n"
-        "def create_fma(self, x, y, z):\n"  # the interpreter's own rounds twice
-        "    exact = x.data.astype(numpy.float64) * y.data + z.data\n"
-        "    return interpreter.TensorHandle(exact.astype(numpy.float32), z.dtype)\n"
-        "interpreter.InterpreterBuilder.create_fma = create_fma\n"
-        "from tests.test_kernels import SMALL, differing\n"
-        "half, single = torch.float16, torch.float32\n"
-        "from zo2.engine import fused\n"
-        "for family in ('gaussian', 'rademacher', 'rank1', 'ones'):\n"
-        "    fused.FEW_PROGRAMS = 0 if family == 'gaussian' else fused.FEW_PROGRAMS\n"
-        "    print(differing(family, [single, half, single, half, half], SMALL, 'cpu'))\n"
-    )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.stdout.split() == ["[]"] * 4, done.stderr[-2000:]
+    command = [sys.executable, "-c", EXACT_FMA + code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+def test_kernels_give_the_bits_of_torch_when_interpreted():
+    """It does not round to bfloat16 as a GPU does."""
+    code = """
+from tests.test_kernels import SMALL, differing
+half, single = torch.float16, torch.float32
+from zo2.engine import fused
+for family in ("gaussian", "rademacher", "rank1", "ones"):
+    fused.FEW_PROGRAMS = 0 if family == "gaussian" else fused.FEW_PROGRAMS
+    print(differing(family, [single, half, single, half, half], SMALL, "cpu"))
+"""
+    assert interpreted(code) == ["[]"] * 4
+
+
+@pytest.mark.slow
+def test_noise_on_a_gpu_is_that_of_the_definition_when_interpreted():
+    code = """
+import contextlib
+torch.cuda.device_of = lambda tensor: contextlib.nullcontext()
+from zo2.directions import gpu, streams
+streams._backend = lambda out: None  # the definition, in torch operations
+for start, count in ((0, 5000), (1000, 4100), (9000, 17)):
+    for name, kind in (
+        ("fill_halves", torch.int32), ("fill_normals", torch.float32), ("fill_signs", torch.float32)
+    ):
+        outs = [torch.full((count,), 7, dtype=kind) for _ in range(2)]
+        for module, out in zip((gpu, streams), outs):
+            getattr(module, name)(out, 2**62 + 77, 5, 4, start)
+        print(outs[0].equal(outs[1]))
+"""
+    assert interpreted(code) == ["True"] * 9
 
 
 POINTERS = {"base": "*{}", "out0": "*{}", "out1": "*{}", "segments": "*i64", "seeds": "*i64",

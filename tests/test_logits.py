@@ -61,6 +61,35 @@ def test_the_loss_is_that_of_all_logits(chunk, bias, shifted, cap, reduction, ig
     assert found.item() == pytest.approx(loss(real).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "widened",
+    [
+        lambda x: x.float(),
+        lambda x: x.to(torch.float32),
+        lambda x: (torch.tanh(x / 8) * 8).float(),
+        lambda x: torch.tanh(x.float() / 8) * 8,
+        lambda x: x,
+    ],
+)
+def test_the_loss_of_half_precision_logits_is_that_of_all(dtype, widened, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 100)
+    generator = torch.Generator().manual_seed(0)
+    # whole numbers, so that sums do not depend on their order
+    states, weight = (
+        torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in ((30, 4), (7, 4))
+    )
+    labels = torch.randint(7, (30,), generator=generator)
+    labels[::7] = -100
+    lazy = Logits(states, weight, None, [])
+    found = F.cross_entropy(widened(lazy), labels)
+    expected = F.cross_entropy(widened(F.linear(states, weight)), labels)
+    assert lazy._whole is None
+    assert found.dtype == expected.dtype
+    exact = expected.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6 if exact else 1e-2)
+
+
 @pytest.mark.parametrize(
     "read",
     [

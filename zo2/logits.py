@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK = 1 << 25  # bytes of logits in float32 that are computed at once
+CHUNK = 3 << 24  # bytes of logits in float32 that are computed at once
 
 RowFunction = Callable[[torch.Tensor], torch.Tensor]
 
@@ -90,6 +90,8 @@ class Logits:
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         kind = args[0] if args else kwargs.get("dtype")
+        if kind is torch.float32 and len(args) + len(kwargs) == 1:
+            return self.float()
         if isinstance(kind, torch.dtype) and len(args) + len(kwargs) == 1:
             return self._each(lambda rows: rows.to(kind), kind)
         return self.whole().to(*args, **kwargs)
@@ -138,30 +140,37 @@ class Logits:
     def whole(self) -> torch.Tensor:
         """All logits, as a tensor."""
         if self._whole is None:
-            self._whole = self._of(self._hidden)
+            self._whole = self._of(self._hidden, self._functions)
         return self._whole
 
-    def _of(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _of(self, hidden: torch.Tensor, functions: Sequence[RowFunction]) -> torch.Tensor:
         rows = F.linear(hidden, self._weight, self._bias)
-        for function in self._functions:
+        for function in functions:
             rows = function(rows)
         return rows
 
     def cross_entropy(
         self, target: torch.Tensor, ignore_index: int, reduction: str
     ) -> torch.Tensor:
-        """The cross entropy of (rows, vocabulary) logits, a chunk of rows at a time."""
+        """The cross entropy of (rows, vocabulary) logits, a chunk of rows at a time.
+
+        A last conversion to float32 is left to the softmax, which then needs no copy for it.
+        """
         hidden = self._hidden
         step = max(1, CHUNK // (4 * self.shape[-1]))
         if self._whole is not None or len(hidden) <= step:
             return F.cross_entropy(
                 self.whole(), target, ignore_index=ignore_index, reduction=reduction
             )
+        widens = self._functions[-1:] == (torch.Tensor.float,)
+        functions = self._functions[:-1] if widens else self._functions
         losses = []
         for start in range(0, len(hidden), step):
-            rows = self._of(hidden[start : start + step])
+            rows = self._of(hidden[start : start + step], functions)
+            logs = F.log_softmax(rows, dim=-1, dtype=torch.float32 if widens else None)
             part = target[start : start + step]
-            losses.append(F.cross_entropy(rows, part, ignore_index=ignore_index, reduction="none"))
+            losses.append(F.nll_loss(logs, part, ignore_index=ignore_index, reduction="none"))
+            del rows, logs  # before the next chunk takes its memory
         total = torch.cat(losses).float().sum()
         if reduction == "mean":
             total /= (target != ignore_index).sum()

@@ -32,9 +32,9 @@ random.seed(0)
 for step in range(args.steps):
     batch = reviews.collate(random.sample(examples, args.batch_size))
     loss = model(**batch)  # one step; model.zo_step([batch, ...]) takes several micro-batches
-    scheduler.step()
     if step % 10 == 0 or step == args.steps - 1:
-        print(f"step {step}: loss {loss:.4f}, lr {scheduler.get_last_lr()[0]:.2g}")
+        print(f"step {step}: loss {loss:.4f}, lr {model.opt.lr:.2g}")
+    scheduler.step()
 
 model.zo_eval()  # from here on, calls are plain forwards
 test = [reviews.encode(tokenizer, *one) for one in reviews.load("reviews-test.tsv")]

@@ -65,6 +65,7 @@ def test_without_matplotlib_the_line_that_installs_it_is_given(runs, monkeypatch
 
 def test_what_is_no_run_is_refused(runs, tmp_path):
     fails(zo2("plot", "."), "holds no run", code=2)
+    fails(zo2("plot", "nowhere"), "There is no folder nowhere", code=2)
     Path("run/metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(DataError, match="no step was taken"):
         plotting.read_curve(Path("run"))

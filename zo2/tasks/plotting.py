@@ -54,6 +54,8 @@ def _curve(run: Path) -> Curve:
         metrics = read_json(run / saving.METRICS)
         steps = metrics["steps"]
         evaluated = [(one["step"], {"accuracy": one["accuracy"]}) for one in metrics["evals"]]
+    elif not run.is_dir():
+        raise DataError(f"There is no folder {run}.")
     else:
         raise DataError(f"{run} holds no run: neither {METRICS} nor {saving.METRICS} is in it.")
     if not [(one["step"], one["loss"]) for one in steps]:

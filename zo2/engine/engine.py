@@ -426,18 +426,20 @@ class Engine:
 
         With ``write``, pending updates are applied to ``base`` first, and brought home.
         """
-        missing = tuple(self.pending[self._written[unit] :]) if unit.trainable else ()
+        layout = self.store.layouts[unit]
+        trained = layout.trained > 0
+        missing = tuple(self.pending[self._written[unit] :]) if trained else ()
         write = write and bool(missing)
         left = () if write else missing
         flats, targets = [], []
         for perturbation, copy in zip(perturbations, copies, strict=False):
-            differs = unit.trainable and (perturbation.scale != 0.0 or bool(left))
+            differs = trained and (perturbation.scale != 0.0 or bool(left))
             flats.append(copy if differs else base)
             if differs:
                 targets.append((self._perturbations.index(perturbation), copy))
         if write or targets:
             changes = Changes(missing, self._perturbations)
-            self._arithmetic.transform(self.store.layouts[unit], base, changes, write, targets)
+            self._arithmetic.transform(layout, base, changes, write, targets)
         if write:
             self._transfer[unit].written(unit)
             self._written[unit] = len(self.pending)

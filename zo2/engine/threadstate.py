@@ -7,8 +7,7 @@ each pass's state is taken away with it and put back when it goes on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import overrides
@@ -23,8 +22,7 @@ _SDPA = (
 )
 
 
-@dataclass(frozen=True)
-class ThreadState:
+class ThreadState(NamedTuple):
     """A snapshot: gradient and inference mode, autocast, SDPA backends, function modes, dtype."""
 
     grad: bool

@@ -32,8 +32,8 @@ def draw(measured: dict[str, Any], picture: Path) -> None:
     shapes = [name for name in measured if name != "link"]
     figure = Figure(figsize=(4.5 * len(shapes), 3.6), layout="constrained")
     for axes, shape in zip(figure.subplots(1, len(shapes), squeeze=False)[0], shapes, strict=True):
-        memory, seconds, limits = zip(*points(measured[shape], measured["link"]), strict=True)
-        axes.plot(memory, limits, color="0.6", label="max(link, resident step)")
+        memory, seconds, least = zip(*points(measured[shape], measured["link"]), strict=True)
+        axes.plot(memory, least, color="0.6", label="max(link, resident step)")
         axes.plot(memory, seconds, "o", markersize=5, label="measured")
         axes.set(title=shape, xlabel="device memory, GB", ylim=(0, 1.1 * max(seconds)))
     figure.axes[0].set_ylabel("s / step")

@@ -90,9 +90,9 @@ class Logits:
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         kind = args[0] if args else kwargs.get("dtype")
-        if kind is torch.float32 and len(args) + len(kwargs) == 1:
-            return self.float()
         if isinstance(kind, torch.dtype) and len(args) + len(kwargs) == 1:
+            if kind is torch.float32:
+                return self.float()
             return self._each(lambda rows: rows.to(kind), kind)
         return self.whole().to(*args, **kwargs)
 

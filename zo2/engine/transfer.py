@@ -247,7 +247,7 @@ class Slots:
         return [
             unit
             for slot in self._slots
-            if slot.to_come and (slot.ready is None or self._lanes.has_happened(slot.ready))
+            if slot.to_come and self._lanes.has_happened(slot.ready)
             for unit in slot.to_come
         ]
 

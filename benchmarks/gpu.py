@@ -19,6 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import mezo
+
 BUDGETS = {
     "opt-1.3b": "1.9GB,2.4GB,4GB",
     "opt-13b": "3.1GB,6GB,12GB,18GB,24GB,40GB",
@@ -41,7 +43,10 @@ def step(*options: str) -> dict[str, Any]:
 
 def measure(shape: str) -> list[dict[str, Any]]:
     """Rows of the table for one shape: unfused, resident, streamed, within budgets."""
-    rows = [{"what": "MeZO, unfused", **step("--shape", shape, "--unfused")}]
+    rows = [
+        {"what": f"MeZO, unfused, {which}", **step("--shape", shape, "--unfused", which)}
+        for which in mezo.ARITHMETICS
+    ]
     configurations = {
         "resident": ["--resident"],
         "streamed": [],

@@ -18,11 +18,20 @@ SMOLLM2 = transformers.LlamaConfig(
 NAMES = [*planning.OPT, "smollm2-135m"]
 
 
-def empty(name: str, dtype: str) -> Any:
-    """The model with memory that is reserved but not written to, so that it takes none yet."""
+def empty(name: str, dtype: str, layers: int | None = None) -> Any:
+    """The model with memory that is reserved but not written to, so that it takes none yet.
+
+    Args:
+        name: one of `NAMES`.
+        dtype: precision of its weights.
+        layers: of an OPT shape, fewer than it has.
+    """
     if name == "smollm2-135m":
         return transformers.LlamaForCausalLM(SMOLLM2).to(getattr(torch, dtype)).eval()
-    model = planning.build(name, dtype).to_empty(device="cpu")
+    model = planning.build(name, dtype)
+    if layers is not None:
+        del model.model.decoder.layers[layers:]
+    model = model.to_empty(device="cpu")
     model.tie_weights()
     return model.eval()
 

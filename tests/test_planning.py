@@ -54,8 +54,24 @@ def test_activations_are_what_a_real_forward_allocates(family):
     ids = torch.randint(5, 90, (2, 48))
     with planning._Living() as living, torch.no_grad():
         model(input_ids=ids, labels=ids, use_cache=False)
-    predicted = planning.activations(model.to("meta"), 2, 48, passes=1)
+    predicted = planning.activations(model.to("meta"), "block", 2, 48, passes=1)
     assert predicted == pytest.approx(living.most, rel=0.25)
+
+
+@pytest.mark.parametrize("unit", ["block", "leaf"])
+def test_a_pass_that_waits_holds_what_lives_where_it_waits(unit):
+    model = tiny("opt")
+    layers = model.model.decoder.layers
+    places = layers if unit == "block" else [m for m in layers.modules() if len(m._parameters)]
+    ids = torch.randint(5, 90, (2, 48))
+    held = []
+    with planning._Living() as living, torch.no_grad():
+        for place in places:
+            place.register_forward_pre_hook(lambda *_: held.append(living.bytes))
+        model(input_ids=ids, labels=ids, use_cache=False)
+    built = tiny("opt").to("meta")
+    one, three = (planning.activations(built, unit, 2, 48, passes=n) for n in (1, 3))
+    assert three - one == pytest.approx(2 * max(held), rel=0.05)
 
 
 def test_unknown_models_are_named():

@@ -56,6 +56,8 @@ class Machine:
         name: what was measured.
         up: bytes per second from page-locked memory to the GPU.
         both: bytes per second each way while copies run in both directions.
+        two_buffers: how much longer that takes through two buffers only: one's way home and the
+            other's way there cannot always overlap.
         compute: floating-point operations per second of a forward in half precision.
         noise: weights per second that are updated and perturbed on both sides.
         visit: seconds of host time for each unit that a step visits.
@@ -67,6 +69,7 @@ class Machine:
     name: str
     up: float
     both: float
+    two_buffers: float
     compute: float
     noise: float
     visit: float
@@ -79,6 +82,7 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     name="H200, PCIe 5 x16",
     up=55.5e9,
     both=50.8e9,
+    two_buffers=1.12,
     compute=5.5e14,
     noise=2.3e11,
     visit=0.45e-3,
@@ -146,14 +150,16 @@ def build(name: str, dtype: str) -> Any:
     return model.to(getattr(torch, dtype)).eval()
 
 
-def activations(model: nn.Module, batch: int, tokens: int, passes: int = 2) -> int:
+def activations(model: nn.Module, unit: str, batch: int, tokens: int, passes: int = 2) -> int:
     """Bytes that a step's passes need at most beside weights, from a forward without data.
 
     Args:
         model: on the meta device.
+        unit: ``"block"`` or ``"leaf"``: where passes wait.
         batch: examples of a micro-batch.
         tokens: of each example.
-        passes: of a step, one micro-batch each; all but one wait with their hidden states.
+        passes: of a step, one micro-batch each; all but one wait with what they hold between two
+            units.
     """
     ids = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
     find_head = getattr(model, "get_output_embeddings", lambda: None)
@@ -161,9 +167,9 @@ def activations(model: nn.Module, batch: int, tokens: int, passes: int = 2) -> i
     living = _Living()
     with living:
         handles = [
-            unit.modules[0].register_forward_pre_hook(lambda *_: waiting.append(living.bytes))
-            for unit in partition(model, "block")
-            if unit.block is not None
+            one.modules[0].register_forward_pre_hook(lambda *_: waiting.append(living.bytes))
+            for one in partition(model, unit)
+            if one.block is not None
         ]
         try:
             lean, head = _LeanAttention(), Head(find_head()).returning_stand_ins()
@@ -269,7 +275,7 @@ def work(
         passes: perturbations of a step.
         micro_batches: of a step.
     """
-    needed = activations(model, batch, tokens, passes * micro_batches)
+    needed = activations(model, unit, batch, tokens, passes * micro_batches)
     whole = batch * tokens * micro_batches
     return Work(partition(model, unit), needed, whole, passes, micro_batches)
 
@@ -290,6 +296,8 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
     )
     parameters = sum(weight.shape.numel for unit in units for weight in unit.weights)
     link = up / (machine.both if down else machine.up)
+    if plan.slots == 2:
+        link *= machine.two_buffers
     compute = 2 * parameters * step.tokens * step.passes / machine.compute
     compute += parameters / machine.noise * step.passes / 2
     blocks = len({unit.block for unit in units if unit.block is not None})

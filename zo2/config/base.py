@@ -37,7 +37,7 @@ class ZOSettings:
         working_device: where passes run; ``None`` takes CUDA if present, else the CPU.
         overlap: copy weights while passes compute; ``False`` uses a single device buffer.
         slots: number of device buffers that streamed units share; ``None`` takes as many as hold
-            600 MB, three to eight, and three under a memory budget.
+            800 MB, three to eight, and three under a memory budget.
         unit: what is perturbed at once: ``"block"`` (a decoder block) or ``"leaf"`` (one layer);
             ``None`` takes blocks, but under a memory budget leaves where blocks are large or do
             not fit.
@@ -46,7 +46,8 @@ class ZOSettings:
         cuda_graphs: replay steps as CUDA graphs where all weights are on the GPU: several times
             faster for small models. Some models then choose other kernels, so losses may differ
             by rounding from those of streamed runs.
-        offload_embeddings: stream also what lies outside the blocks (embeddings, head).
+        offload_embeddings: stream also what lies outside the blocks (embeddings, head); a memory
+            budget that is too small for these does so by itself.
         direction: family of the random direction z: ``"gaussian"``, ``"rademacher"``,
             ``"rank1"``, or any registered family.
         seed: seed of the whole run; ``None`` draws one from torch's global generator, so that

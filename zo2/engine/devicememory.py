@@ -11,7 +11,7 @@ from zo2.errors import DeviceMemoryError
 
 # The context of a process that uses nothing but this engine stays below this; more is another
 # process's, which the driver does not tell apart.
-LARGEST_CONTEXT = 1 << 30
+LARGEST_CONTEXT = 5 << 28
 
 
 class Usage:

@@ -74,12 +74,12 @@ def save(shape: str, dtype: str, folder: Path) -> None:
 
     for name, parameter in model.named_parameters():  # tied weights once
         repeats = -(-parameter.numel() // sample.numel())
+        if size + parameter.nbytes > SHARD and shard:
+            write()
+            size = 0
         shard[name] = sample.repeat(repeats)[: parameter.numel()].view(parameter.shape).clone()
         size += parameter.nbytes
         total += parameter.nbytes
-        if size > SHARD:
-            write()
-            size = 0
     write()
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

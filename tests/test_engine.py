@@ -750,15 +750,15 @@ def test_a_plan_fits_its_budget_and_uses_it(budget, slots, size, activations, ou
         assert kept >= stored or kept == weights
 
 
-def test_a_budget_that_changes_moves_weights_and_no_bits():
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_budget_that_changes_moves_weights_and_no_bits(window):
     model = toy(6)
     one = toy_batch()
-    losses, weights = train(model, [one], 9, zo2=False)
+    losses, weights = train(model, [one], 9, zo2=False, update_window=window)
     other = copy.deepcopy(model)
     placement = Placement(slots=2, copies=True, budget=5_000)
-    zo2.prepare(
-        other, zo2.ZOConfig(**CPU, lr=1e-3, weight_decay=0.0, unit="leaf"), placement=placement
-    )
+    settings = {"lr": 1e-3, "weight_decay": 0.0, "update_window": window, "unit": "leaf"}
+    zo2.prepare(other, zo2.ZOConfig(**CPU, **settings), placement=placement)
     engine = other._zo.engine
     seen, found = [], []
     for activations in (0, 1_800, 600, 3_200, 2_500, 0, 3_500, 3_200, 1_200):
@@ -798,6 +798,21 @@ def test_host_memory_that_is_refused_half_way_leaves_the_model_usable(monkeypatc
     assert len(engine._streamed) == 2
     found += [model(**one).item() for _ in range(2)]
     assert found == losses
+
+
+def test_a_budget_that_is_refused_later_changes_nothing():
+    model = toy(6)
+    one = toy_batch()
+    losses, weights = train(model, [one], 3, zo2=False)
+    placement = Placement(slots=2, copies=True, budget=20_000)
+    zo2.prepare(model, zo2.ZOConfig(**CPU, lr=1e-3, weight_decay=0.0), placement=placement)
+    found = []
+    for _ in range(3):
+        found.append(model(**one).item())
+        with pytest.raises(zo2.DeviceMemoryError):
+            model._zo.engine.rebudget(100)
+    assert found == losses
+    assert_same(weights, {name: value.clone() for name, value in model.state_dict().items()})
 
 
 def test_a_budget_that_is_too_small_says_what_is_needed():

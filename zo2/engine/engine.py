@@ -149,18 +149,30 @@ class Engine:
         """
         before, self._placement = self._placement, replace(self._placement, budget=budget)
         try:
-            self._place_anew()
+            with _ordinary_tensors():
+                self._place_anew()
         except DeviceMemoryError:
             self._placement = before
             raise
 
     def _place_anew(self) -> None:
-        """Under a budget: move weights to where they should rest by what passes now need."""
+        """Under a budget: move weights to where they should rest by what passes now need.
+
+        Pending updates stay pending: when they are written decides how weights are rounded, and
+        must not depend on where weights rest.
+        """
         if self._placement.budget is None:
             return
         self._rest()
-        self.settle()
-        plan = self._plan()
+        self._take_back()
+        try:
+            self._stream.finish()
+            self._move(self._plan())
+        finally:
+            self._rest()
+
+    def _move(self, plan: Plan) -> None:
+        """Move weights between host and device as ``plan`` says."""
         self._usage.limit(None)
         changed = [p for p in plan.parcels if p.streamed != (p.units[0] in self._streamed)]
         del self._stream, self._transfer, self._scratch, self._views  # they make room
@@ -295,9 +307,7 @@ class Engine:
         self, jobs: Sequence[tuple[Perturbation, Body]], probe: Body, form: Hashable
     ) -> list[Any]:
         with _ordinary_tensors():
-            unmark(self.units)
-            if not self.store.is_intact():
-                self.rebuild()
+            self._take_back()
             try:
                 if form not in self._recorded:
                     with self._measured():
@@ -510,11 +520,15 @@ class Engine:
         if self._lockstep is not None:
             return
         with _ordinary_tensors():
-            unmark(self.units)
-            if not self.store.is_intact():
-                self.rebuild()
+            self._take_back()
             self._write_rest()
             self._stream.finish()
+
+    def _take_back(self) -> None:
+        """Make the parameters ordinary ones, and take weights in that somebody has moved."""
+        unmark(self.units)
+        if not self.store.is_intact():
+            self.rebuild()
 
     def _rest(self) -> None:
         """End a sweep: parameters rest in the store, marked if they lack updates."""

@@ -2,9 +2,9 @@
 
     python -m benchmarks.hostmemory --shape opt-13b [--folder SCRATCH]
 
-saves a model of that shape with random weights as safetensors (which needs as much disk), loads it
-in a process of its own and takes three steps of 1 x 32 tokens, on a GPU where there is one.
-`benchmarks.cpu` does the same with small models.
+saves a model of that shape with random weights as safetensors (which takes as much host memory, and
+disk), loads it in a process of its own and takes three steps of 1 x 32 tokens, on a GPU where there
+is one. `benchmarks.cpu` does the same with small models.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from typing import Any
 import torch
 
 import zo2
-from zo2 import planning
-
-SHARD = 5_000_000_000  # bytes
+from benchmarks import shapes
 
 
 class PeakMemory:
@@ -54,35 +52,11 @@ class PeakMemory:
         raise RuntimeError("the kernel does not report RssAnon")
 
 
-def save(shape: str, dtype: str, folder: Path) -> None:
-    """Save a model of an OPT shape with random weights; one shard at a time is in memory."""
-    from safetensors.torch import save_file
-
-    model = planning.build(shape, dtype)
-    model.config.save_pretrained(folder)
-    sample = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(0.02)
-    sample = sample.to(getattr(torch, dtype))
-    shard: dict[str, torch.Tensor] = {}
-    places: dict[str, str] = {}
-    size = total = 0
-
-    def write() -> None:
-        name = f"model-{len(set(places.values())) + 1:05}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        places.update(dict.fromkeys(shard, name))
-        shard.clear()
-
-    for name, parameter in model.named_parameters():  # tied weights once
-        repeats = -(-parameter.numel() // sample.numel())
-        if size + parameter.nbytes > SHARD and shard:
-            write()
-            size = 0
-        shard[name] = sample.repeat(repeats)[: parameter.numel()].view(parameter.shape).clone()
-        size += parameter.nbytes
-        total += parameter.nbytes
-    write()
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+def save(shape: str, dtype: str, folder: str) -> None:
+    """Save a model of a published shape with random weights, in shards of 5 GB."""
+    model = shapes.empty(shape, dtype)
+    shapes.fill(model)
+    model.save_pretrained(folder, max_shard_size="5GB")
 
 
 def measure(place: str, trained: str) -> dict[str, Any]:
@@ -135,12 +109,12 @@ def _in_this_process(place: str, dtype: str, queue: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hostmemory", description=__doc__)
-    parser.add_argument("--shape", default="opt-1.3b", choices=planning.OPT)
+    parser.add_argument("--shape", default="opt-1.3b", choices=shapes.NAMES)
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--folder", help="a directory with room for the saved model")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        save(options.shape, options.dtype, Path(folder))
+        save(options.shape, options.dtype, folder)
         print(json.dumps({"shape": options.shape, **measure(folder, options.dtype)}))
 
 

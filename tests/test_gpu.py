@@ -251,23 +251,24 @@ def test_late_copies_and_poisoned_buffers_change_nothing(unit, slots, monkeypatc
     """Every copy is held up at random, and a buffer is spoilt before it is filled again."""
     import random
 
-    from zo2.engine.transfer import CudaLanes
+    from zo2.engine.transfer import Way
 
     model = wide()
     losses, weights = train(model, zo2=False)
     chance = random.Random(slots)
-    copied = CudaLanes._copy
+    copied = Way.copy
 
-    def late(stream, to, source, after):
-        for event in after:
-            stream.wait_event(event)
-        with torch.cuda.stream(stream):
+    def late(way, to, source, after):
+        with torch.cuda.stream(way.stream):
+            for event in (*after, way.last):
+                if event is not None:
+                    way.stream.wait_event(event)
             if to.is_cuda:
                 to.fill_(0xFF)  # NaN in every precision
             torch.cuda._sleep(chance.choice((0, 0, 100_000, 3_000_000)))
-        return copied(stream, to, source, after)
+        return copied(way, to, source, after)
 
-    monkeypatch.setattr(CudaLanes, "_copy", staticmethod(late))
+    monkeypatch.setattr(Way, "copy", late)
     other_losses, other = train(model, unit=unit, slots=slots)
     assert losses == other_losses
     assert all(torch.equal(weights[name], other[name]) for name in weights)

@@ -371,7 +371,8 @@ def _draw_seed() -> int:
 
 def _own(batch: Batch) -> Batch:
     """The batch with its own copy of what a forward may change: positions, a cache, ..."""
-    return copy.deepcopy(dict(batch))
+    copies = {id(value): value.clone() for value in batch.values() if type(value) is torch.Tensor}
+    return copy.deepcopy(dict(batch), copies)
 
 
 def _form(batch: Batch) -> Hashable:

@@ -363,19 +363,17 @@ class Engine:
         self._perturbations = tuple(dict.fromkeys(one.perturbation for one in passes))
         for unit in self.units:
             self.store.hide(unit)
-        ahead = write
         held = self._hold(passes, write)
         with Lockstep(passes, self.model, keep) as lockstep:
             self._lockstep = lockstep
             try:
+                if write:
+                    self._write_ahead(self._stream.borrow)
                 with self.formation.fork():
                     for one in passes:
                         self._resume(one, held)
                 while waiting := [(one.at, one) for one in passes if one.at is not None]:
                     unit = min((at for at, _ in waiting), key=self._position.__getitem__)
-                    if ahead and unit.block is not None:
-                        ahead = False
-                        self._write_ahead()
                     here = [one for at, one in waiting if at is unit]
                     self._visit(unit, here, held, write)
             finally:
@@ -390,6 +388,7 @@ class Engine:
         transfer = self._transfer[unit]
         base = transfer.acquire(unit)
         self._fetch_ahead(unit)
+        acquired = True
         groups = [
             (perturbation, list(group))
             for perturbation, group in groupby(passes, key=lambda one: one.perturbation)
@@ -402,6 +401,13 @@ class Engine:
             for first in range(0, len(groups), at_once):
                 batch = groups[first : first + at_once]
                 weights = self._transform(unit, base, [p for p, _ in batch], copies, write)
+                if batch[-1] is groups[-1] and self._is_copied(unit, base, weights):
+                    transfer.release(unit)  # what comes next need not wait for these passes
+                    acquired = False
+                    self._fetch_ahead(unit)
+                if write and first == 0:
+                    outside = unit.block is None
+                    self._write_ahead(self._stream.borrow if outside else self._stream.acquire)
                 with self.formation.fork():
                     for (_, group), flat in zip(batch, weights, strict=True):
                         tensors = self._tensors(unit, base, flat)
@@ -410,18 +416,31 @@ class Engine:
                             self._resume(one, held)
         finally:
             self.store.hide(unit)
-            transfer.release(unit)
+            if acquired:
+                transfer.release(unit)
 
-    def _write_ahead(self) -> None:
-        """Apply the pending updates to what was fetched ahead: its way home, for which the link
-        waits since the last sweep, begins before the passes have gone through the first block.
+    def _is_copied(self, unit: Unit, base: torch.Tensor, flats: Sequence[torch.Tensor]) -> bool:
+        """Whether passes through ``unit`` with its weights in ``flats`` use nothing of ``base``."""
+        layout = self.store.layouts[unit]
+        return layout.trained == layout.nbytes and all(flat is not base for flat in flats)
 
-        Not before they have reached it: what a model reads off the device until then (is any
-        token masked?) would wait for these copies.
+    def _write_ahead(self, take: Callable[[Unit], torch.Tensor]) -> None:
+        """Apply the pending updates to the next parcel that has arrived and no pass has reached.
+
+        Its way home, for which the link may wait, begins before the passes are there. One parcel
+        for each unit that they go through: they should not be held up for long.
         """
-        for unit in sorted(self._stream.at_hand(), key=self._position.__getitem__):
-            self._transform(unit, self._stream.acquire(unit), (), (), write=True)
-            self._stream.put_back(unit)
+        for units in self._stream.fetched():
+            behind = [unit for unit in units if self._lacks_updates(unit)]
+            if behind:
+                if self._stream.has_arrived(behind[0]):
+                    for unit in behind:
+                        self._transform(unit, take(unit), (), (), write=True)
+                        self._stream.put_back(unit)
+                return
+
+    def _lacks_updates(self, unit: Unit) -> bool:
+        return unit.trainable and self._written[unit] < len(self.pending)
 
     def _fetch_ahead(self, unit: Unit) -> None:
         """Fetch what follows ``unit``; after the last one the next sweep's first."""
@@ -482,7 +501,7 @@ class Engine:
     def _write_rest(self) -> None:
         """Apply the pending updates to every unit that lacks them; then none is pending."""
         for unit in self._order:
-            if self._written[unit] < len(self.pending) and unit.trainable:
+            if self._lacks_updates(unit):
                 self._transform(unit, self._transfer[unit].acquire(unit), (), (), write=True)
                 self._transfer[unit].release(unit)
         self.pending.clear()
@@ -544,10 +563,9 @@ class Engine:
 
     # -- what `zo2.engine.replay` needs -----------------------------------------------------
 
-    def changes_of_sweep(self, perturbations: Sequence[Perturbation]) -> list[Changes]:
+    def changes_of_sweep(self, perturbations: Sequence[Perturbation]) -> Changes:
         """What a sweep with these perturbations applies to the weights."""
-        distinct = tuple(dict.fromkeys(perturbations))
-        return [Changes(updates, distinct) for updates in {tuple(self.pending), ()}]
+        return Changes(tuple(self.pending), tuple(dict.fromkeys(perturbations)))
 
     def kind_of_sweep(self) -> Hashable:
         """Sweeps of one kind queue the same work, apart from seeds and coefficients."""

@@ -71,10 +71,15 @@ class Tables:
         self.numbers = torch.empty(2 + perturbations + 2 * terms, device=device)
         self._holds: Changes | None = None
 
+    def hold(self, changes: Changes) -> bool:
+        """Whether kernels find here what ``changes`` says: all of a sweep's, or no updates."""
+        return self._holds is not None and (
+            changes.perturbations == self._holds.perturbations
+            and changes.updates in ((), self._holds.updates)
+        )
+
     def fill(self, changes: Changes) -> None:
-        """Copy what ``changes`` says to the device, unless it is there."""
-        if changes == self._holds:
-            return
+        """Copy what ``changes`` says to the device."""
         plain, decayed = (compose(changes.updates, decayed) for decayed in (False, True))
         seeds = [plain.rounding_seed]
         seeds += [one.seed for one in changes.perturbations]
@@ -102,6 +107,7 @@ class FusedArithmetic:
         self._stochastic, self._device = stochastic_rounding, device
         self._segments: WeakKeyDictionary[Layout, list[Segments]] = WeakKeyDictionary()
         self._tables: dict[tuple[int, int], Tables] = {}
+        self._latest: Tables | None = None
         self._factors = torch.empty(0, dtype=torch.int8, device=device)
         self._lanes = torch.arange(LANES, dtype=torch.int32, device=device)
 
@@ -127,11 +133,13 @@ class FusedArithmetic:
 
     def load(self, changes: Changes) -> Tables:
         """Bring what ``changes`` says to the device, where kernels will read it."""
-        size = sum(len(one.terms) for one in changes.updates), len(changes.perturbations)
-        if size not in self._tables:
-            self._tables[size] = Tables(*size, self._device)
-        self._tables[size].fill(changes)
-        return self._tables[size]
+        if self._latest is None or not self._latest.hold(changes):
+            size = sum(len(one.terms) for one in changes.updates), len(changes.perturbations)
+            if size not in self._tables:
+                self._tables[size] = Tables(*size, self._device)
+            self._latest = self._tables[size]
+            self._latest.fill(changes)
+        return self._latest
 
     def _launch(
         self,
@@ -154,7 +162,7 @@ class FusedArithmetic:
             segments.table,
             tables.seeds,
             tables.numbers,
-            self._fill_factors(segments, tables),
+            self._fill_factors(segments, tables, update),
             self._lanes,
             segments.width,
             tables.perturbations,
@@ -175,9 +183,9 @@ class FusedArithmetic:
             enable_fp_fusion=False,
         )
 
-    def _fill_factors(self, segments: Segments, tables: Tables) -> torch.Tensor:
-        """For rank1, the signs of all seeds for these weights."""
-        seeds = tables.perturbations + tables.terms
+    def _fill_factors(self, segments: Segments, tables: Tables, update: bool) -> torch.Tensor:
+        """For rank1, the signs of all seeds that a launch needs, for these weights."""
+        seeds = tables.perturbations + (tables.terms if update else 0)
         if self._family != kernels.RANK1 or not seeds:
             return self._factors
         if self._factors.numel() < seeds * segments.width + MASKED:

@@ -24,6 +24,9 @@ SMALL_BLOCK = 1 << 28  # bytes
 # Between the last update of one sweep and the first of the next, the link has no more to do than
 # what the buffers hold, and a slow host takes some 10 ms: so many bytes keep it busy both ways.
 IN_FLIGHT = 800_000_000
+# Within a budget a resident parcel spares the link as much as one more buffer could, so these
+# should just cover what a fast host takes.
+IN_FLIGHT_WITHIN_BUDGET = 450_000_000
 FEWEST, MOST = 3, 8  # buffers
 TINY = 1 / 128  # a unit so much smaller than the largest is not worth a copy of its own
 
@@ -99,7 +102,7 @@ class Placement:
         outside: stream also what lies outside the blocks (embeddings, final norm, head). A budget
             that has no room for these without it, and that names no blocks, streams them anyway.
         slots: number of device buffers that streamed parcels share; ``None`` for as many as hold
-            `IN_FLIGHT`, but `FEWEST` within a budget.
+            `IN_FLIGHT` (`IN_FLIGHT_WITHIN_BUDGET`), from `FEWEST` to `MOST`.
         copies: stream through buffers even where the working device is the CPU, whose weights
             passes could use where they rest.
         budget: bytes of device memory for everything; keeps as much resident as fits.
@@ -148,9 +151,9 @@ class Placement:
         choices = [parcels]
         if self.blocks is None and not self.outside:
             choices.append(_bundle(units, self._movable(units, outside=True)))
-        needs = []
+        needs, few = [], min(slots, FEWEST)
         for choice in choices:
-            for depth, width in ((slots, copies), (slots, 1), (min(slots, 2), 1)):
+            for depth, width in ((slots, copies), (slots, 1), (few, 1), (min(few, 2), 1)):
                 least = plan(choice, depth, width).need
                 if least.total <= self.budget:
                     return plan(_keep(choice, self.budget - least.total), depth, width)
@@ -163,16 +166,12 @@ class Placement:
         )
 
     def _depth(self, parcels: Sequence[Parcel]) -> int:
-        """The number of buffers, where there are any.
-
-        Within a budget, a resident parcel spares the link as much as one more buffer can.
-        """
+        """The number of buffers, where there are any."""
         if self.slots is not None:
             return self.slots
-        if self.budget is not None:
-            return FEWEST
+        in_flight = IN_FLIGHT if self.budget is None else IN_FLIGHT_WITHIN_BUDGET
         largest = max((one.nbytes for one in parcels if one.streamed), default=1)
-        return min(max(-(-IN_FLIGHT // largest), FEWEST), MOST)
+        return min(max(-(-in_flight // largest), FEWEST), MOST)
 
     def _movable(self, units: Sequence[Unit], outside: bool) -> set[Unit]:
         """The units that may be streamed, those outside the blocks among them or not."""

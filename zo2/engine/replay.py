@@ -79,8 +79,7 @@ class Replays:
             return result
         if kind in self._impossible or kind not in self._kinds:
             return sweep(batches)
-        for changes in self._engine.changes_of_sweep(perturbations):
-            self._arithmetic.load(changes)
+        self._arithmetic.load(self._engine.changes_of_sweep(perturbations))
         captured = self._kinds[kind]
         if captured is None:
             formation = InFile() if kind in self._in_file else Abreast(self._streams)

@@ -46,12 +46,6 @@ class Layout:
             if weight.trainable:
                 self.trained = self.nbytes
         self.offsets = [offsets[weight] for weight in weights]
-        self._trainable = [weight.trainable for weight in weights]
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the same weights are trained as when the layout was made."""
-        return self._trainable == [weight.trainable for weight in self.weights]
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """The weights within ``flat`` (1-D uint8, at least `nbytes` long), in their shapes."""
@@ -116,6 +110,7 @@ class Store:
             _return_freed_memory()
             progress(sum(unit.nbytes for unit in together))
         self._where = self._look()
+        self._trainable = [parameter.requires_grad for parameter in self._parameters]
         self._hidden: set[Unit] = set()
         self._unread = {unit: [(w.parameter, self._nan(w)) for w in unit.weights] for unit in units}
 
@@ -185,14 +180,15 @@ class Store:
         """Whether every parameter still rests in its buffer (nobody moved or converted it), and
         is trained or frozen as it was.
         """
-        return (
-            all(layout.is_current for layout in self.layouts.values())
-            and self._look() == self._where
-        )
+        trainable = [parameter.requires_grad for parameter in self._parameters]
+        return trainable == self._trainable and self._look() == self._where
 
-    def _look(self) -> list[tuple[int, torch.dtype]]:
+    def _look(self) -> tuple[list[int], list[torch.dtype]]:
         """Where the parameters' data are, and in which precision."""
-        return [(parameter.data_ptr(), parameter.dtype) for parameter in self._parameters]
+        return (
+            [parameter.data_ptr() for parameter in self._parameters],
+            [parameter.dtype for parameter in self._parameters],
+        )
 
 
 def _stands_alone(data: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ import torch
 from zo2.engine.partition import Unit
 from zo2.engine.store import Resting, Store
 
+PIECE = 25_000_000  # bytes, half a millisecond: finer ones take too long to queue
 Event = Any  # torch.cuda.Event, or None where copies are synchronous
 
 
@@ -35,12 +36,23 @@ class Transfer(Protocol):
         """No work queued from now on uses the acquired weights: the sweep is past this unit."""
         ...
 
-    def at_hand(self) -> Sequence[Unit]:
-        """Units that were fetched ahead and have arrived, and that the sweep has yet to reach."""
+    def fetched(self) -> Sequence[Sequence[Unit]]:
+        """What was fetched ahead and no pass has reached, the units of one copy together."""
+        ...
+
+    def has_arrived(self, unit: Unit) -> bool:
+        """Whether acquiring a unit that was fetched ahead would wait for nothing."""
+        ...
+
+    def borrow(self, unit: Unit) -> torch.Tensor:
+        """As `acquire`, for a unit that was fetched ahead and that no pass has reached.
+
+        It will go home in pieces: what passes ask the device for meanwhile gets in between.
+        """
         ...
 
     def put_back(self, unit: Unit) -> None:
-        """As `release`, for a unit at hand that the sweep has yet to reach."""
+        """As `release`, for a unit that no pass has reached."""
         ...
 
     def prefetch(self, units: Iterable[Unit]) -> None:
@@ -80,8 +92,14 @@ class InPlace:
     def release(self, unit: Unit) -> None:
         pass
 
-    def at_hand(self) -> Sequence[Unit]:
+    def fetched(self) -> Sequence[Sequence[Unit]]:
         return ()
+
+    def has_arrived(self, unit: Unit) -> bool:
+        return True
+
+    def borrow(self, unit: Unit) -> torch.Tensor:
+        return self._store.flats[unit]
 
     def put_back(self, unit: Unit) -> None:
         pass
@@ -141,29 +159,50 @@ class HostLanes:
         pass
 
 
+class Way:
+    """Copies in one direction, one after another on two streams in turn.
+
+    A copy engine takes all copies that are queued on one stream before any other of the same
+    direction: a mask that a model reads would wait 10 ms for six parcels of 100 MB on their way
+    home, and a batch for those on their way up. Where each copy waits for the one before it on
+    another stream, others get in between.
+
+    Attributes:
+        stream: where the next copy goes.
+        last: the end of the last one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream, self._other = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self.last: Event = None
+
+    def copy(self, to: torch.Tensor, source: torch.Tensor, after: Sequence[Event]) -> Event:
+        with torch.cuda.stream(self.stream):
+            for event in (*after, self.last):
+                if event is not None:
+                    self.stream.wait_event(event)
+            to.copy_(source, non_blocking=True)
+            self.last = self.stream.record_event()
+        self.stream, self._other = self._other, self.stream
+        return self.last
+
+    def synchronize(self) -> None:
+        if self.last is not None:
+            self.last.synchronize()
+
+
 class CudaLanes:
-    """One stream for each direction beside the stream that computes."""
+    """Copies beside the stream that computes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._up = torch.cuda.Stream(device)
-        self._down = torch.cuda.Stream(device)
+        self._up, self._down = Way(device), Way(device)
 
     def upload(self, to: torch.Tensor, source: torch.Tensor, after: Sequence[Event]) -> Event:
-        return self._copy(self._up, to, source, after)
+        return self._up.copy(to, source, after)
 
     def write_back(self, to: torch.Tensor, source: torch.Tensor, after: Sequence[Event]) -> Event:
-        return self._copy(self._down, to, source, after)
-
-    @staticmethod
-    def _copy(
-        stream: torch.cuda.Stream, to: torch.Tensor, source: torch.Tensor, after: Sequence[Event]
-    ) -> Event:
-        for event in after:
-            stream.wait_event(event)
-        with torch.cuda.stream(stream):
-            to.copy_(source, non_blocking=True)
-            return stream.record_event()
+        return self._down.copy(to, source, after)
 
     def computed(self) -> Event:
         return torch.cuda.current_stream(self._device).record_event()
@@ -184,7 +223,9 @@ class _Slot:
     buffer: torch.Tensor
     parcel: Resting | None = None
     acquired: bool = False
+    borrowed: bool = False
     to_come: set[Unit] = field(default_factory=set)  # units that the sweep has yet to reach
+    reached: bool = False  # whether it has reached any
     ready: Event = None
     used: Event = None  # end of the computation that uses the buffer
     saved: Event = None  # end of the last write-back from the buffer
@@ -241,19 +282,26 @@ class Slots:
 
     def release(self, unit: Unit) -> None:
         self.put_back(unit)
-        self._holding[self._store.resting[unit]].to_come.discard(unit)
+        slot = self._holding[self._store.resting[unit]]
+        slot.to_come.discard(unit)
+        slot.reached = True
 
-    def at_hand(self) -> Sequence[Unit]:
-        return [
-            unit
-            for slot in self._slots
-            if slot.to_come and self._lanes.has_happened(slot.ready)
-            for unit in slot.to_come
-        ]
+    def fetched(self) -> Sequence[Sequence[Unit]]:
+        ahead = [s for s in self._slots if s.to_come and not s.reached and not s.acquired]
+        return [tuple(slot.to_come) for slot in ahead]
+
+    def has_arrived(self, unit: Unit) -> bool:
+        return self._lanes.has_happened(self._holding[self._store.resting[unit]].ready)
+
+    def borrow(self, unit: Unit) -> torch.Tensor:
+        base = self.acquire(unit)
+        self._holding[self._store.resting[unit]].borrowed = True
+        return base
 
     def put_back(self, unit: Unit) -> None:
         slot = self._holding[self._store.resting[unit]]
-        slot.acquired, slot.used = False, self._lanes.computed()
+        slot.acquired = slot.borrowed = False
+        slot.used = self._lanes.computed()
 
     def prefetch(self, units: Iterable[Unit]) -> None:
         for unit in units:
@@ -308,7 +356,7 @@ class Slots:
         after = [e for e in (slot.used, slot.saved, self._home.get(parcel)) if e is not None]
         slot.ready = self._lanes.upload(slot.buffer[: parcel.nbytes], parcel.flat, after)
         slot.parcel, slot.used, slot.saved = parcel, None, None
-        slot.to_come = parcel.bounds.keys() - self.never_run
+        slot.to_come, slot.reached = parcel.bounds.keys() - self.never_run, False
         self._holding[parcel] = slot
         return slot
 
@@ -318,10 +366,23 @@ class Slots:
         assert parcel is not None
         computed = self._lanes.computed()
         after = [] if computed is None else [computed]
-        for part in self._trained[parcel]:
+        parts = self._trained[parcel]
+        if slot.borrowed:
+            parts = [piece for part in parts for piece in _pieces(part)]
+        for part in parts:
             done = self._lanes.write_back(parcel.flat[part], slot.buffer[part], after)
             self._home[parcel] = slot.saved = done
         slot.unsaved = set()
+
+
+def _pieces(part: slice) -> list[slice]:
+    """Equal ones of about `PIECE`, each but the last a multiple of a page."""
+    size = part.stop - part.start
+    count = max(round(size / PIECE), 1)
+    step = -(-size // count // 4096) * 4096
+    return [
+        slice(start, min(start + step, part.stop)) for start in range(part.start, part.stop, step)
+    ]
 
 
 def _trained(parcel: Resting, store: Store) -> list[slice]:

@@ -229,6 +229,7 @@ class _Slot:
     ready: Event = None
     used: Event = None  # end of the computation that uses the buffer
     saved: Event = None  # end of the last write-back from the buffer
+    stale: set[Unit] = field(default_factory=set)  # to be updated, and not updated here yet
     unsaved: set[Unit] = field(default_factory=set)  # updated here, and not on their way home
 
 
@@ -259,10 +260,8 @@ class Slots:
         ]
         self._holding: dict[Resting, _Slot] = {}
         self._home: dict[Resting, Event] = {}  # end of the last write-back of a parcel
-        self._trained = {parcel: _trained(parcel, store) for parcel in parcels}
-        self._to_save = {
-            parcel: {unit for unit in parcel.bounds if unit.trainable} for parcel in parcels
-        }
+        # with two buffers the link waits for each way home, which then begins unit by unit
+        self._at_once = depth == 2
         self.never_run: set[Unit] = set()
 
     def acquire(self, unit: Unit) -> torch.Tensor:
@@ -276,8 +275,9 @@ class Slots:
     def written(self, unit: Unit) -> None:
         parcel = self._store.resting[unit]
         slot = self._holding[parcel]
+        slot.stale.discard(unit)
         slot.unsaved.add(unit)
-        if slot.unsaved == self._to_save[parcel]:
+        if self._at_once or not slot.stale:
             self._save(slot)
 
     def release(self, unit: Unit) -> None:
@@ -357,6 +357,7 @@ class Slots:
         slot.ready = self._lanes.upload(slot.buffer[: parcel.nbytes], parcel.flat, after)
         slot.parcel, slot.used, slot.saved = parcel, None, None
         slot.to_come, slot.reached = parcel.bounds.keys() - self.never_run, False
+        slot.stale = _trainable(parcel)
         self._holding[parcel] = slot
         return slot
 
@@ -366,13 +367,18 @@ class Slots:
         assert parcel is not None
         computed = self._lanes.computed()
         after = [] if computed is None else [computed]
-        parts = self._trained[parcel]
+        parts = _joined(
+            slice(bounds.start, bounds.start + self._store.layouts[unit].trained)
+            for unit, bounds in parcel.bounds.items()
+            if unit in slot.unsaved
+        )
         if slot.borrowed:
             parts = [piece for part in parts for piece in _pieces(part)]
         for part in parts:
             done = self._lanes.write_back(parcel.flat[part], slot.buffer[part], after)
             self._home[parcel] = slot.saved = done
         slot.unsaved = set()
+        slot.stale = slot.stale or _trainable(parcel)
 
 
 def _pieces(part: slice) -> list[slice]:
@@ -385,13 +391,15 @@ def _pieces(part: slice) -> list[slice]:
     ]
 
 
-def _trained(parcel: Resting, store: Store) -> list[slice]:
-    """The bytes of a parcel that updates change, in as few runs as there are."""
+def _trainable(parcel: Resting) -> set[Unit]:
+    return {unit for unit in parcel.bounds if unit.trainable}
+
+
+def _joined(parts: Iterable[slice]) -> list[slice]:
+    """Ascending parts as few runs."""
     runs: list[slice] = []
-    for unit, bounds in parcel.bounds.items():
-        start, stop = bounds.start, bounds.start + store.layouts[unit].trained
-        if runs and runs[-1].stop == start:
-            start = runs.pop().start
-        if start < stop:
-            runs.append(slice(start, stop))
+    for part in parts:
+        start = runs.pop().start if runs and runs[-1].stop == part.start else part.start
+        if start < part.stop:
+            runs.append(slice(start, part.stop))
     return runs

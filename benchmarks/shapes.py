@@ -41,8 +41,12 @@ def fill(model: Any, std: float = 0.02) -> None:
     """Give a model, prepared or not, random matrices, and vectors that keep activations sane."""
     sample = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(std)
     samples: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+    filled: set[int] = set()  # layers may share memory (benchmarks.sharing)
     for name, parameter in model.named_parameters():
         flat = parameter.data.view(-1)
+        if flat.data_ptr() in filled:
+            continue
+        filled.add(flat.data_ptr())
         if parameter.dim() < 2:
             flat.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
             continue

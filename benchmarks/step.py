@@ -14,6 +14,7 @@ by itself.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import statistics
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 
 import zo2
-from benchmarks import mezo, shapes
+from benchmarks import mezo, shapes, sharing
 from zo2.config.base import parse_bytes
 from zo2.engine import readback
 from zo2.engine.store import PageLock
@@ -120,7 +121,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         zo2=not options.resident, slots=options.slots, unit=options.unit,
         device_memory_budget=budgets[0], update_window=options.window, cuda_graphs=options.graphs,
     )  # fmt: skip
-    zo2.prepare(model, config)
+    if options.in_host:
+        sharing.weights(model.model.decoder.layers, options.in_host)
+    with sharing.buffers(options.in_host) if options.in_host else contextlib.nullcontext():
+        zo2.prepare(model, config)
     ready = time.perf_counter() - started
     shapes.fill(model)
     first = time.perf_counter()
@@ -169,6 +173,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--layers", type=int, help="fewer than the shape has, for a host that cannot hold all"
     )
+    parser.add_argument(
+        "--in-host", type=int,
+        help="of an OPT shape, the layers that host memory holds; the others share it "
+        "(benchmarks.sharing): for a host that cannot hold all",
+    )  # fmt: skip
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=2048)

@@ -361,14 +361,14 @@ class Engine:
 
     def _run(self, passes: list[Pass], write: bool, keep: bool = False) -> list[Any]:
         self._perturbations = tuple(dict.fromkeys(one.perturbation for one in passes))
+        if write:
+            self._write_ahead(self._stream.borrow)
         for unit in self.units:
             self.store.hide(unit)
         held = self._hold(passes, write)
         with Lockstep(passes, self.model, keep) as lockstep:
             self._lockstep = lockstep
             try:
-                if write:
-                    self._write_ahead(self._stream.borrow)
                 with self.formation.fork():
                     for one in passes:
                         self._resume(one, held)

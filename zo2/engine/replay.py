@@ -49,9 +49,9 @@ class Replays:
         self._engine, self._arithmetic = engine, arithmetic
         self._pool = torch.cuda.graph_pool_handle()
         self._streams = [torch.cuda.Stream(engine.device) for _ in range(ABREAST)]
-        self._kinds: dict[Hashable, Captured | None] = {}
-        self._impossible: set[Hashable] = set()
-        self._in_file: set[Hashable] = set()  # kinds that write to what passes share
+        # of each kind that was seen once: its graph, how its passes will go in one, or that it
+        # cannot be one
+        self._kinds: dict[Hashable, Captured | Formation | None] = {}
 
     def run(
         self,
@@ -70,30 +70,36 @@ class Replays:
             self._kinds.clear()
             return sweep(batches)
         kind = self._kind(batches, len(perturbations))
-        if kind not in self._kinds and len(self._kinds) < LARGEST_NUMBER:
-            self._kinds[kind] = None
-            before = self._versions()
-            result = sweep(batches)
-            if before != self._versions():
-                self._in_file.add(kind)
-            return result
-        if kind in self._impossible or kind not in self._kinds:
+        if kind not in self._kinds:
+            return self._first(kind, batches, sweep)
+        known = self._kinds[kind]
+        if known is None:
             return sweep(batches)
         self._arithmetic.load(self._engine.changes_of_sweep(perturbations))
-        captured = self._kinds[kind]
-        if captured is None:
-            formation = InFile() if kind in self._in_file else Abreast(self._streams)
-            captured = self._capture(batches, sweep, formation)
-            if captured is None:
-                self._impossible.add(kind)
-                return sweep(batches)
-            self._kinds[kind] = captured
-        else:
-            for place, value in zip(captured.inputs, _tensors(batches), strict=True):
+        if isinstance(known, Captured):
+            for place, value in zip(known.inputs, _tensors(batches), strict=True):
                 place.copy_(value)
             self._engine.has_swept()
-        captured.graph.replay()
-        return captured.result
+        else:
+            known = self._kinds[kind] = self._capture(batches, sweep, known)
+            if known is None:
+                return sweep(batches)
+        known.graph.replay()
+        return known.result
+
+    def _first(
+        self,
+        kind: Hashable,
+        batches: Sequence[Batch],
+        sweep: Callable[[Sequence[Batch]], torch.Tensor],
+    ) -> torch.Tensor:
+        """A sweep of a new kind, and how its passes can go in a graph."""
+        before = self._versions()
+        result = sweep(batches)
+        if len(self._kinds) < LARGEST_NUMBER:
+            shared = before != self._versions()
+            self._kinds[kind] = InFile() if shared else Abreast(self._streams)
+        return result
 
     def _versions(self) -> list[int]:
         """How often each buffer of the model was written to."""

@@ -1,10 +1,10 @@
 """The table of steps on a GPU: each configuration of `benchmarks.step` in a process of its own.
 
-    python -m benchmarks.gpu [--json FILE] [SHAPE ...]
+    python -m benchmarks.gpu [--json FILE] [--only ROW ...] [SHAPE ...]
 
 A streamed step is limited by the link (bytes each way over the rate of copies in both directions
 at once, measured first) and by the resident step of the same kernels; the last column is the
-time over the larger of the two.
+time over the larger of the two. FILE keeps shapes that it has and that are not measured now.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +27,15 @@ BUDGETS = {
     "opt-1.3b": "1.9GB,2.4GB,4GB",
     "opt-13b": "3.1GB,6GB,12GB,18GB,24GB,40GB",
     "opt-30b": "4.4GB,8GB,16GB,32GB",
+}
+
+ROWS = {
+    **{f"unfused, {which}": ["--unfused", which] for which in mezo.ARITHMETICS},
+    "resident": ["--resident"],
+    "streamed": [],
+    "streamed, three buffers": ["--slots", "3"],
+    "streamed, leaves": ["--unit", "leaf"],
+    "budget": [],
 }
 
 
@@ -41,24 +52,15 @@ def step(*options: str) -> dict[str, Any]:
     return found
 
 
-def measure(shape: str) -> list[dict[str, Any]]:
-    """Rows of the table for one shape: unfused, resident, streamed, within budgets."""
-    rows = [
-        {"what": f"MeZO, unfused, {which}", **step("--shape", shape, "--unfused", which)}
-        for which in mezo.ARITHMETICS
-    ]
-    configurations = {
-        "resident": ["--resident"],
-        "streamed": [],
-        "streamed, leaves": ["--unit", "leaf"],
-        "budget": ["--budget", BUDGETS.get(shape, "16GB")],
-    }
-    for what, options in configurations.items():
-        run = step("--shape", shape, *options)
-        found = run.get("found", [run])
+def measure(shape: str, only: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows ``only`` of the table for one shape."""
+    rows = []
+    for what in only:
+        budgets = ["--budget", BUDGETS.get(shape, "16GB")] if what == "budget" else []
+        run = step("--shape", shape, *ROWS[what], *budgets)
         rows += [
             {"what": f"{what} {one['budget']}" if one.get("budget") else what, **one}
-            for one in found
+            for one in run.get("found", [run])
         ]
     return rows
 
@@ -89,18 +91,20 @@ def show(shape: str, rows: list[dict[str, Any]], link: dict[str, float], console
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("shapes", nargs="*", default=["opt-1.3b", "opt-13b"])
-    parser.add_argument("--json", help="write all figures there")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     options = parser.parse_args()
     console = Console()
     link = step("--link")
     console.print({name: f"{rate / 1e9:.1f} GB/s" for name, rate in link.items()})
-    everything: dict[str, Any] = {"link": link}
+    there = options.json is not None and options.json.exists()
+    everything = json.loads(options.json.read_text()) if there else {}
     for shape in options.shapes:
-        everything[shape] = measure(shape)
-        show(shape, everything[shape], link, console)
+        rows = measure(shape, options.only)
+        everything[shape] = {"link": link, "rows": rows}
+        show(shape, rows, link, console)
         if options.json:
-            with open(options.json, "w") as file:
-                json.dump(everything, file, indent=1)
+            options.json.write_text(json.dumps(everything, indent=1))
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ def draw(measured: dict[str, Any], picture: Path) -> None:
     """One panel for each shape."""
     from matplotlib.figure import Figure
 
-    shapes = [name for name in measured if name != "link"]
-    figure = Figure(figsize=(4.5 * len(shapes), 3.6), layout="constrained")
-    for axes, shape in zip(figure.subplots(1, len(shapes), squeeze=False)[0], shapes, strict=True):
-        memory, seconds, least = zip(*points(measured[shape], measured["link"]), strict=True)
+    figure = Figure(figsize=(4.5 * len(measured), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axes, (shape, found) in zip(panels, measured.items(), strict=True):
+        memory, seconds, least = zip(*points(found["rows"], found["link"]), strict=True)
         axes.plot(memory, least, color="0.6", label="max(link, resident step)")
         axes.plot(memory, seconds, "o", markersize=5, label="measured")
         axes.set(title=shape, xlabel="device memory, GB", ylim=(0, 1.1 * max(seconds)))

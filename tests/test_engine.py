@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import math
 import weakref
 
@@ -245,6 +246,67 @@ def test_updates_of_what_was_fetched_ahead_go_home_while_passes_begin(window, mo
             ahead = ["home"] * (2 if written else 0)
             assert happened[: happened.index("block")] == ahead + ["embedding"] * 2, number
         assert happened.count("home") == (5 if written else 0), number
+
+
+def test_a_buffer_is_filled_again_as_soon_as_copies_are_made_of_it(monkeypatch):
+    from zo2.engine.transfer import HostLanes
+
+    model = toy(5)
+    zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
+    model(**toy_batch())
+    engine = model._zo.engine
+    blocks = {unit.block: engine.store.flats[unit].data_ptr() for unit in engine.units}
+    happened = []
+    copied = HostLanes.upload
+    monkeypatch.setattr(
+        HostLanes,
+        "upload",
+        lambda lanes, to, source, after: (
+            happened.append(("up", source.data_ptr())),
+            copied(lanes, to, source, after),
+        )[1],
+    )
+    for index, layer in enumerate(model.layers):
+        layer.register_forward_pre_hook(lambda *args, i=index: happened.append(("runs", i)))
+    model(**toy_batch())
+    for index in range(3):
+        filled = happened.index(("up", blocks[index + 2]))
+        runs = [k for k, what in enumerate(happened) if what == ("runs", index)]
+        assert filled < runs[-1]  # one copy at a time is made on a CPU
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_with_two_buffers_units_go_home_one_by_one(slots, monkeypatch):
+    from zo2.engine.transfer import HostLanes
+
+    model = tiny("opt")
+    placement = Placement(slots=slots, copies=True)
+    zo2.prepare(model, zo2.ZOConfig(**CPU, unit="leaf"), placement=placement)
+    one = batch(model)
+    home = []
+    copied = HostLanes.write_back
+    monkeypatch.setattr(
+        HostLanes, "write_back", lambda *args: (home.append(args[1].numel()), copied(*args))[1]
+    )
+    model(**one)
+    assert not home
+    model(**one)
+    streamed = model._zo.engine._streamed
+    parcels = {model._zo.engine.store.resting[unit] for unit in streamed}
+    assert len(parcels) < len(streamed)
+    assert len(home) == len(streamed if slots == 2 else parcels)
+    assert sum(home) == sum(parcel.nbytes for parcel in parcels)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**9))
+def test_pieces_are_a_part_in_order(start, length):
+    from zo2.engine.transfer import PIECE, _pieces
+
+    pieces = _pieces(slice(start, start + length))
+    assert pieces[0].start == start
+    assert pieces[-1].stop == start + length
+    assert all(one.stop == other.start for one, other in itertools.pairwise(pieces))
+    assert all(0 < piece.stop - piece.start < 1.6 * PIECE for piece in pieces)
 
 
 def test_fzoo_is_its_formula():

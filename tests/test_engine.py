@@ -275,7 +275,7 @@ def test_a_buffer_is_filled_again_as_soon_as_copies_are_made_of_it(monkeypatch):
         assert filled < runs[-1]  # one copy at a time is made on a CPU
 
 
-@pytest.mark.parametrize("slots", [2, 3])
+@pytest.mark.parametrize("slots", [2, 6])
 def test_with_two_buffers_units_go_home_one_by_one(slots, monkeypatch):
     from zo2.engine.transfer import HostLanes
 

@@ -29,8 +29,9 @@ TILE = 4 * LANES
 SIGN_BLOCK = 32 * LANES
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
-# Seven are the fewest with which it passes all of TestU01's BigCrush; its authors advise ten, for a
-# margin of safety. Noise that nobody is out to break needs no margin, and is made faster.
+# Seven are the fewest that pass all of TestU01's BigCrush. The authors' default is ten, a margin
+# for what those tests do not see; directions ask for less than they do see: no more than that
+# elements have the right moments and no correlation.
 ROUNDS = 7
 _LOW = 0xFFFFFFFF
 

@@ -73,16 +73,15 @@ if numba is not None:
     m0, m1 = uint64(MULTIPLIERS[0]), uint64(MULTIPLIERS[1])
     w0, w1 = uint32(WEYL[0]), uint32(WEYL[1])
     shift32 = uint64(32)
-    l0, l1, l2, l3, l4, l5, l6, l7 = (float32(c) for c in normals.LOG_POLYNOMIAL)
-    s0, s1, s2 = (float32(c) for c in normals.SIN_POLYNOMIAL)
+    l0, l1, l2, l3, l4, l5 = (float32(c) for c in normals.LOG_POLYNOMIAL)
+    r0, r1, r2 = (float32(c) for c in normals.ROOT_POLYNOMIAL)
+    s0, s1, s2, s3 = (float32(c) for c in normals.SIN_POLYNOMIAL)
     c0_, c1_, c2_, c3_ = (float32(c) for c in normals.COS_POLYNOMIAL)
-    minus_two_ln2, angle_scale = float32(normals.MINUS_TWO_LN2), float32(normals.ANGLE_SCALE)
-    mantissa, one_bits = np.int32(normals.MANTISSA), np.int32(normals.ONE)
+    minus_two_ln2 = float32(normals.MINUS_TWO_LN2)
     exponent_base = np.int32(normals.EXPONENT_BASE)
     exponent_offset = float32(normals.EXPONENT_OFFSET)
     root_guess = np.int32(normals.ROOT_GUESS)
-    root0, root1 = (float32(c) for c in normals.ROOT_STEPS)
-    one, two, half, middle = float32(1.0), float32(2.0), float32(0.5), float32(1.5)
+    one, two, half = float32(1.0), float32(2.0), float32(0.5)
     SIGN_TILE = 4 * SIGN_BLOCK
 
     @numba.extending.intrinsic  # type: ignore[untyped-decorator]
@@ -117,35 +116,31 @@ if numba is not None:
                 value[i] = float32(w[i]) + half
             for i in range(first, first + LANES):
                 out_bits[i] = (bits[i] >> 23) + exponent_base
-                bits[i] = (bits[i] & mantissa) | one_bits
-            for lane in range(LANES):
-                x = value[first + lane] - middle
-                p = fused(l0, x, l1)
-                p = fused(p, x, l2)
-                p = fused(p, x, l3)
-                p = fused(p, x, l4)
-                p = fused(p, x, l5)
-                p = fused(p, x, l6)
-                p = fused(p, x, l7)
-                value[first + lane] = (out[first + lane] - exponent_offset) * minus_two_ln2 + p
+                bits[i] -= out_bits[i] << 23
+            for i in range(first, first + LANES):
+                m = value[i]
+                a = fused(l0, m, l1)
+                a = fused(a, m, l2)
+                a = fused(a, m, l3)
+                a = fused(a, m, l4)
+                a = fused(a, m, l5)
+                value[i] = fused(out[i] - exponent_offset, minus_two_ln2, a)
             for i in range(first, first + LANES):
                 out_bits[i] = root_guess - (bits[i] >> 1)
             for i in range(first, first + LANES):
-                a, y = value[i], out[i]
-                y = y * fused(-a, y * y, root0)
-                y = y * fused(-a, y * y, root1)
-                out[i] = a * y
+                s = value[i] * out[i]
+                t = s * out[i]
+                out[i] = s * fused(fused(r0, t, r1), t, r2)
             for lane in range(LANES):
                 out_bits[first + lane] ^= bits[second + lane] << 31
             for lane in range(LANES):
-                r, word = out[first + lane], bits[second + lane]
-                x = float32(word) * angle_scale
+                r = out[first + lane]
+                x = float32(bits[second + lane])
                 x2 = x * x
-                sine = x * ((s0 * x2 + s1) * x2 + s2)
-                cosine = ((c0_ * x2 + c1_) * x2 + c2_) * x2 + c3_
-                mirrored = (word & 2) != 0
-                out[first + lane] = r * (sine if mirrored else cosine)
-                out[second + lane] = r * (cosine if mirrored else sine)
+                cosine = fused(fused(fused(c0_, x2, c1_), x2, c2_), x2, c3_)
+                sine = fused(fused(fused(s0, x2, s1), x2, s2), x2, s3) * x
+                out[first + lane] = r * cosine
+                out[second + lane] = r * sine
 
     @_jit(inline="always")
     def halves_part(out, k0, k1, parameter, purpose, start, begin, end):

@@ -89,16 +89,14 @@ if triton is not None:
     _ROUNDS = tl.constexpr(ROUNDS)
     _M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
     _W0, _W1 = (tl.constexpr(w) for w in WEYL)
-    _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = (tl.constexpr(c) for c in normals.LOG_POLYNOMIAL)
-    _S0, _S1, _S2 = (tl.constexpr(c) for c in normals.SIN_POLYNOMIAL)
+    _L0, _L1, _L2, _L3, _L4, _L5 = (tl.constexpr(c) for c in normals.LOG_POLYNOMIAL)
+    _R0, _R1, _R2 = (tl.constexpr(c) for c in normals.ROOT_POLYNOMIAL)
+    _S0, _S1, _S2, _S3 = (tl.constexpr(c) for c in normals.SIN_POLYNOMIAL)
     _C0, _C1, _C2, _C3 = (tl.constexpr(c) for c in normals.COS_POLYNOMIAL)
     _MINUS_TWO_LN2 = tl.constexpr(normals.MINUS_TWO_LN2)
-    _MANTISSA, _ONE = tl.constexpr(normals.MANTISSA), tl.constexpr(normals.ONE)
     _EXPONENT_BASE = tl.constexpr(normals.EXPONENT_BASE)
     _EXPONENT_OFFSET = tl.constexpr(normals.EXPONENT_OFFSET)
     _ROOT_GUESS = tl.constexpr(normals.ROOT_GUESS)
-    _ROOT0, _ROOT1 = (tl.constexpr(c) for c in normals.ROOT_STEPS)
-    _ANGLE_SCALE = tl.constexpr(normals.ANGLE_SCALE)
 
     @triton.jit
     def _philox(c0, c1, key0, key1, parameter, purpose):
@@ -131,28 +129,32 @@ if triton is not None:
     @triton.jit
     def _box_muller(radius, angle):
         """As `normals.box_muller`."""
-        u = radius.to(tl.float32) + 0.5
-        bits = u.to(tl.int32, bitcast=True)
-        exponent = ((bits >> 23) + _EXPONENT_BASE).to(tl.float32, bitcast=True) - _EXPONENT_OFFSET
-        x = ((bits & _MANTISSA) | _ONE).to(tl.float32, bitcast=True) - 1.5
-        p = tl.fma(tl.full(x.shape, _L0, tl.float32), x, _L1)
-        p = tl.fma(p, x, _L2)
-        p = tl.fma(p, x, _L3)
-        p = tl.fma(p, x, _L4)
-        p = tl.fma(p, x, _L5)
-        p = tl.fma(p, x, _L6)
-        p = tl.fma(p, x, _L7)
-        a = exponent * _MINUS_TWO_LN2 + p
+        bits = (radius.to(tl.float32) + 0.5).to(tl.int32, bitcast=True)
+        exponent = (bits >> 23) + _EXPONENT_BASE
+        m = (bits - (exponent << 23)).to(tl.float32, bitcast=True)
+        exponent = exponent.to(tl.float32, bitcast=True) - _EXPONENT_OFFSET
+        a = tl.fma(tl.full(m.shape, _L0, tl.float32), m, _L1)
+        a = tl.fma(a, m, _L2)
+        a = tl.fma(a, m, _L3)
+        a = tl.fma(a, m, _L4)
+        a = tl.fma(a, m, _L5)
+        a = tl.fma(exponent, _MINUS_TWO_LN2, a)
         y = (-(a.to(tl.int32, bitcast=True) >> 1) + _ROOT_GUESS).to(tl.float32, bitcast=True)
-        y = y * tl.fma(-a, y * y, _ROOT0)
-        y = y * tl.fma(-a, y * y, _ROOT1)
-        r = ((a * y).to(tl.uint32, bitcast=True) ^ (angle << 31)).to(tl.float32, bitcast=True)
-        x = angle.to(tl.int32, bitcast=True).to(tl.float32) * _ANGLE_SCALE
+        s = a * y
+        t = s * y
+        q = tl.fma(tl.full(t.shape, _R0, tl.float32), t, _R1)
+        r = s * tl.fma(q, t, _R2)
+        # adding to the sign's bit turns it over, in the instruction that shifts
+        r = (r.to(tl.uint32, bitcast=True) + (angle << 31)).to(tl.float32, bitcast=True)
+        x = angle.to(tl.int32, bitcast=True).to(tl.float32)
         x2 = x * x
-        sine = ((x2 * _S0 + _S1) * x2 + _S2) * x
-        cosine = ((x2 * _C0 + _C1) * x2 + _C2) * x2 + _C3
-        mirrored = (angle & 2) != 0
-        return r * tl.where(mirrored, sine, cosine), r * tl.where(mirrored, cosine, sine)
+        cosine = tl.fma(tl.full(x.shape, _C0, tl.float32), x2, _C1)
+        cosine = tl.fma(cosine, x2, _C2)
+        cosine = tl.fma(cosine, x2, _C3)
+        sine = tl.fma(tl.full(x.shape, _S0, tl.float32), x2, _S1)
+        sine = tl.fma(sine, x2, _S2)
+        sine = tl.fma(sine, x2, _S3) * x
+        return r * cosine, r * sine
 
     @triton.jit
     def _store(out, count, at, value):

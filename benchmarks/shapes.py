@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks import sharing
 from zo2 import planning
 
 SMOLLM2 = transformers.LlamaConfig(
@@ -18,21 +19,26 @@ SMOLLM2 = transformers.LlamaConfig(
 NAMES = [*planning.OPT, "smollm2-135m"]
 
 
-def empty(name: str, dtype: str, layers: int | None = None) -> Any:
+def empty(name: str, dtype: str, layers: int | None = None, in_host: int | None = None) -> Any:
     """The model with memory that is reserved but not written to, so that it takes none yet.
 
     Args:
         name: one of `NAMES`.
         dtype: precision of its weights.
         layers: of an OPT shape, fewer than it has.
+        in_host: of an OPT shape, how many layers have memory of their own; see `sharing`.
     """
     if name == "smollm2-135m":
         return transformers.LlamaForCausalLM(SMOLLM2).to(getattr(torch, dtype)).eval()
     model = planning.build(name, dtype)
     if layers is not None:
         del model.model.decoder.layers[layers:]
+    more = list(model.model.decoder.layers[in_host:]) if in_host else []
+    if more:
+        del model.model.decoder.layers[in_host:]
     model = model.to_empty(device="cpu")
     model.tie_weights()
+    sharing.append(model.model.decoder.layers, more)
     return model.eval()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -38,9 +38,11 @@ def buffers(layers: int) -> Iterator[None]:
         store.PageLock = make  # type: ignore[misc]
 
 
-def weights(layers: nn.ModuleList, count: int) -> None:
-    """Let layers beyond the first ``count`` lie where these do, before anything is written."""
-    for index, layer in enumerate(layers):
-        own = layers[index % count].parameters()
-        for parameter, other in zip(layer.parameters(), own, strict=True):
-            parameter.data = other.data
+def append(layers: nn.ModuleList, more: Iterable[nn.Module]) -> None:
+    """Append layers, without data as yet, whose weights lie where those of ``layers`` do."""
+    own = list(layers)
+    for layer, shared in zip(more, itertools.cycle(own)):  # noqa: B905
+        for module, other in zip(layer.modules(), shared.modules(), strict=True):
+            for name, parameter in other.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.data))
+        layers.append(layer)

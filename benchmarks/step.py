@@ -39,12 +39,12 @@ def used_before() -> int:
     return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout) * 2**20
 
 
-def seconds(run: Any, steps: int, warm: int = 3) -> dict[str, float]:
+def seconds(run: Any, steps: int) -> dict[str, float]:
     """Seconds from one step's loss to the next one's, as a training loop sees them.
 
     The device is not made to finish in between: what is copied beside the next step counts there.
     """
-    for _ in range(warm):
+    for _ in range(min(steps, 3)):
         run()
     times, start = [], time.perf_counter()
     for _ in range(steps):
@@ -104,7 +104,7 @@ def reads() -> dict[str, float]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     before = used_before()
     started = time.perf_counter()
-    model = shapes.empty(options.shape, options.dtype, options.layers)
+    model = shapes.empty(options.shape, options.dtype, options.layers, options.in_host)
     shape = options.batch, options.tokens
     ids = torch.randint(49152, shape, generator=torch.Generator().manual_seed(1))
     micro = [{"input_ids": one, "labels": one} for one in ids.split(options.micro or shape[0])]
@@ -121,8 +121,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         zo2=not options.resident, slots=options.slots, unit=options.unit,
         device_memory_budget=budgets[0], update_window=options.window, cuda_graphs=options.graphs,
     )  # fmt: skip
-    if options.in_host:
-        sharing.weights(model.model.decoder.layers, options.in_host)
     with sharing.buffers(options.in_host) if options.in_host else contextlib.nullcontext():
         zo2.prepare(model, config)
     ready = time.perf_counter() - started
@@ -150,6 +148,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "activations": engine._usage.activations,
             }
         )
+        print(found[-1], file=sys.stderr, flush=True)
     weights = sum(layout.nbytes for layout in engine.store.layouts.values())
     return {
         **vars(options), "first": first, "ready": ready, "weights": weights, "found": found,

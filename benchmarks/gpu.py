@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +51,14 @@ def step(*options: str) -> dict[str, Any]:
     return found
 
 
-def measure(shape: str, only: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows ``only`` of the table for one shape."""
-    rows = []
-    for what in only:
-        budgets = ["--budget", BUDGETS.get(shape, "16GB")] if what == "budget" else []
-        run = step("--shape", shape, *ROWS[what], *budgets)
-        rows += [
-            {"what": f"{what} {one['budget']}" if one.get("budget") else what, **one}
-            for one in run.get("found", [run])
-        ]
-    return rows
+def measure(shape: str, what: str) -> list[dict[str, Any]]:
+    """A row of the table for one shape, or one for each budget."""
+    budgets = ["--budget", BUDGETS.get(shape, "16GB")] if what == "budget" else []
+    run = step("--shape", shape, *ROWS[what], *budgets)
+    return [
+        {"what": f"{what} {one['budget']}" if one.get("budget") else what, **one}
+        for one in run.get("found", [run])
+    ]
 
 
 def limits(rows: list[dict[str, Any]], link: dict[str, float]) -> list[float]:
@@ -100,11 +96,13 @@ def main() -> None:
     there = options.json is not None and options.json.exists()
     everything = json.loads(options.json.read_text()) if there else {}
     for shape in options.shapes:
-        rows = measure(shape, options.only)
+        rows: list[dict[str, Any]] = []
         everything[shape] = {"link": link, "rows": rows}
+        for what in options.only:
+            rows += measure(shape, what)
+            if options.json:
+                options.json.write_text(json.dumps(everything, indent=1))
         show(shape, rows, link, console)
-        if options.json:
-            options.json.write_text(json.dumps(everything, indent=1))
 
 
 if __name__ == "__main__":

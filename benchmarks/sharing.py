@@ -41,7 +41,7 @@ def buffers(layers: int) -> Iterator[None]:
 def append(layers: nn.ModuleList, more: Iterable[nn.Module]) -> None:
     """Append layers, without data as yet, whose weights lie where those of ``layers`` do."""
     own = list(layers)
-    for layer, shared in zip(more, itertools.cycle(own)):  # noqa: B905
+    for layer, shared in zip(more, itertools.cycle(own)):
         for module, other in zip(layer.modules(), shared.modules(), strict=True):
             for name, parameter in other.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(parameter.data))

@@ -36,6 +36,8 @@ from zo2.methods import Perturbation
 
 Body = Callable[[], Any]
 
+AHEAD = 2  # parcels for each buffer that a sweep may update before passes reach them
+
 
 class Engine:
     """Runs passes over a model whose weights it owns.
@@ -85,6 +87,7 @@ class Engine:
             weakref.finalize(self, self._usage.limit, None)
         self._progress = progress
         self._perturbations: tuple[Perturbation, ...] = ()  # of the sweep that runs
+        self._ahead = 0  # parcels that it may update before passes reach them
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
         self._build()
 
@@ -361,8 +364,8 @@ class Engine:
 
     def _run(self, passes: list[Pass], write: bool, keep: bool = False) -> list[Any]:
         self._perturbations = tuple(dict.fromkeys(one.perturbation for one in passes))
-        if write:
-            self._write_ahead(self._stream.borrow)
+        self._ahead = AHEAD * len(self._stream.buffers) if write else 0
+        self._write_ahead(self._stream.borrow)
         for unit in self.units:
             self.store.hide(unit)
         held = self._hold(passes, write)
@@ -405,7 +408,7 @@ class Engine:
                     transfer.release(unit)  # what comes next need not wait for these passes
                     acquired = False
                     self._fetch_ahead(unit)
-                if write and first == 0:
+                if first == 0:
                     outside = unit.block is None
                     self._write_ahead(self._stream.borrow if outside else self._stream.acquire)
                 with self.formation.fork():
@@ -427,16 +430,21 @@ class Engine:
     def _write_ahead(self, take: Callable[[Unit], torch.Tensor]) -> None:
         """Apply the pending updates to the next parcel that has arrived and no pass has reached.
 
-        Its way home, for which the link may wait, begins before the passes are there. One parcel
-        for each unit that they go through: they should not be held up for long.
+        Its way home, for which the link waits when a sweep begins, starts before the passes are
+        there. One parcel for each unit that they go through: they should not be held up for long.
+        And only some for each sweep: later the link has enough to do, and to update and perturb a
+        unit at once takes less.
         """
-        for units in self._stream.fetched():
+        fetched = self._stream.fetched() if self._ahead else ()
+        for units in fetched:
             behind = [unit for unit in units if self._lacks_updates(unit)]
+            if behind and not self._stream.has_arrived(behind[0]):
+                return
+            for unit in behind:
+                self._transform(unit, take(unit), (), (), write=True)
+                self._stream.put_back(unit)
             if behind:
-                if self._stream.has_arrived(behind[0]):
-                    for unit in behind:
-                        self._transform(unit, take(unit), (), (), write=True)
-                        self._stream.put_back(unit)
+                self._ahead -= 1
                 return
 
     def _lacks_updates(self, unit: Unit) -> bool:

@@ -22,6 +22,12 @@ pytest.importorskip("triton", reason="Triton comes with torch's CUDA wheels; her
 
 SMALL = [(9, 270), (37,), (9, 5), (3, 4, 6), (5000,)]
 LARGE = [(300, 270), (37,), (9, 5), (3, 40, 6), (50001,), (7, 1000, 300), (5, 4500), (2, 3, 4100)]
+# by how many rows of a matrix a tile of 1024 elements meets at most: one, two, any number
+SPANS = [
+    [(3, 2048), (37,), (9, 5), (2, 2, 1024), (1, 1500)],
+    [(4, 1500), (37,), (9, 5), (2, 2, 1024), (3, 1, 1100)],
+    [(3, 2048), (37,), (9, 5), (2, 3, 70), (3, 1, 300)],
+]
 PERTURBATIONS = (
     Perturbation(5, 1e-3), Perturbation(5, -1e-3), Perturbation(), Perturbation(2**62 + 12345, 1.0),
 )  # fmt: skip
@@ -84,6 +90,18 @@ def differing(family, dtypes, shapes, device, close=False):
     return found
 
 
+def spans(dtype, device):
+    """Which of `SPANS` the kernels make of each, and what differs then in rank1 directions."""
+    from zo2.engine.fused import segments_of
+
+    found = []
+    for shapes in SPANS:
+        dtypes = [dtype] * len(shapes)
+        [segments] = segments_of(layout_of(shapes, dtypes, frozen=2), torch.device(device))
+        found.append((segments.span, differing("rank1", dtypes, shapes, device)))
+    return found
+
+
 def rounded_otherwise(dtype, device):
     """Sums that the two arithmetics round to different numbers: of all numbers of a precision, with
     what makes them fall between, and become zero, subnormal, infinite and no number at all.
@@ -124,6 +142,12 @@ def test_kernels_give_the_bits_of_torch_on_a_gpu(family, dtype, few, monkeypatch
     assert differing(family, [dtype] * len(LARGE), LARGE, "cuda") == []
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_rows_of_any_length_on_a_gpu():
+    assert spans(torch.float16, "cuda") == [(0, []), (1, []), (2, [])]
+
+
 # The interpreter's own fma rounds twice.
 EXACT_FMA = """
 import numpy, torch
@@ -160,6 +184,15 @@ for family in ("gaussian", "rademacher", "rank1", "ones"):
     print(differing(family, [single, half, single, half, half], SMALL, "cpu"))
 """
     assert interpreted(code) == ["[]"] * 4
+
+
+@pytest.mark.slow
+def test_rows_of_any_length_when_interpreted():
+    code = """
+from tests.test_kernels import spans
+print(*spans(torch.float16, "cpu"), sep=";")
+"""
+    assert " ".join(interpreted(code)) == "(0, []);(1, []);(2, [])"
 
 
 @pytest.mark.slow
@@ -212,7 +245,7 @@ def test_kernels_compile_without_a_gpu(family, dtype, capability, tmp_path, monk
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     constants = {"SEGMENTS": 16, "PAIRS": 4, "FAMILY": family, "UPDATE": True, "TERMS": 2,
                  "WRITE": True, "STOCHASTIC": True, "OUTS": 2, "SHARED": True,
-                 "WIDE": True}  # fmt: skip
+                 "SPAN": 0}  # fmt: skip
     signature = {name: kind.format(dtype) for name, kind in POINTERS.items()}
     signature |= dict.fromkeys(SCALARS, "i32")
     if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2):

@@ -33,6 +33,7 @@ FAMILIES = {
 WARPS = 2  # so that a thread has four lanes of a tile: eight bytes of each plane
 PAIRS = 4  # of tiles, for each program; one where that would leave too few programs for a GPU
 FEW_PROGRAMS = 4096
+ALIGNED = 16  # streams of signs begin at multiples of it, so that kernels read several at once
 MASKED = 16  # elements that kernels mask together: they read so far past the end of a weight
 _NEVER = 1 << 62  # the first program of a segment that is not there
 
@@ -46,7 +47,7 @@ class Segments:
         table: int64 (9, S) on the device; see `zo2.engine.kernels`.
         pairs: of tiles, for each program.
         programs: how many a launch has.
-        wide: no matrix has several rows shorter than a tile.
+        span: how many rows of a matrix a tile meets: one, at most two or any, as 0, 1 or 2.
         streams: int64 (5, S) on the device: the streams of signs that rank1 needs.
         sign_programs: how many a launch that fills them has.
         width: signs of one seed, with the constant 1 in front.
@@ -56,7 +57,7 @@ class Segments:
     table: torch.Tensor
     pairs: int
     programs: int
-    wide: bool
+    span: int
     streams: torch.Tensor
     sign_programs: int
     width: int
@@ -178,7 +179,7 @@ class FusedArithmetic:
             STOCHASTIC=self._stochastic,
             OUTS=len(outs),
             SHARED=len(set(seeds)) == 1,
-            WIDE=segments.wide,
+            SPAN=segments.span,
             num_warps=WARPS,
             enable_fp_fusion=False,
         )
@@ -219,28 +220,36 @@ def _segments(
     rows, streams = [], []
     sizes = [weight.shape.numel for weight, _ in weights]
     pairs = PAIRS if _programs(sizes, PAIRS) >= FEW_PROGRAMS else 1
-    program, sign_program, width, wide = 0, 0, 1, True
+    program, sign_program, width, span = 0, 0, ALIGNED, 0
     for weight, offset in weights:
         shape = weight.shape
         columns = shape.shape[-1] if shape.is_matrix else shape.numel
         rows_of_one = shape.shape[-2] if shape.is_matrix else 1
-        wide = wide and (columns >= TILE or rows_of_one == 1)
+        if shape.numel > columns and columns % TILE:
+            span = max(span, 1 if columns >= TILE else 2)
+
+        def stream(purpose: Purpose, count: int) -> int:
+            """Make room for signs; returns where they lie."""
+            nonlocal sign_program, width
+            place = width
+            streams.append((sign_program, place, count, shape.index, purpose))  # noqa: B023
+            sign_program -= -count // SIGN_BLOCK
+            width += -(-count // ALIGNED) * ALIGNED
+            return place
+
         row_at = 0  # a vector is one row, whose own sign is the constant 1
         if shape.is_matrix:
-            row_at, count = width, shape.numel // columns
-            streams.append((sign_program, row_at, count, shape.index, Purpose.ROW_SIGN))
-            sign_program, width = sign_program - (-count // SIGN_BLOCK), width + count
-        purpose = Purpose.COLUMN_SIGN if shape.is_matrix else Purpose.SIGN
-        count = shape.numel // rows_of_one
-        streams.append((sign_program, width, count, shape.index, purpose))
+            row_at = stream(Purpose.ROW_SIGN, shape.numel // columns)
+        column_at = stream(
+            Purpose.COLUMN_SIGN if shape.is_matrix else Purpose.SIGN, shape.numel // rows_of_one
+        )
         rows.append(
             (program, offset // dtype.itemsize, shape.numel, shape.index, weight.decayed, columns,
-             rows_of_one, row_at, width)
+             rows_of_one, row_at, column_at)
         )  # fmt: skip
-        sign_program, width = sign_program - (-count // SIGN_BLOCK), width + count
         program += _programs([shape.numel], pairs)
     return Segments(
-        dtype, _padded(rows, device), pairs, program, wide, _padded(streams, device), sign_program,
+        dtype, _padded(rows, device), pairs, program, span, _padded(streams, device), sign_program,
         width,
     )  # fmt: skip
 

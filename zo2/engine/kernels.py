@@ -20,7 +20,8 @@ Tables that kernels read:
     seeds      int64: rounding seed, seeds of the P perturbations, seeds of the n terms
     numbers    float32: scales of weights that are not and that are decayed, scales of the
                perturbations, coefficients of the terms for weights not decayed, and for decayed
-    factors    int8 (P + n, width): for rank1, the signs of all seeds; element 0 of a row is 1
+    factors    int8 (P + n, width): for rank1, the signs of all seeds; element 0 of a row is 1, and
+               streams of signs begin at multiples of 16, as do rows
     lanes      int32 (256): 0, 1, 2, ...; what is computed from a load lies in threads as what is
                loaded and stored does, so that nothing has to change places in shared memory
 """
@@ -77,20 +78,22 @@ def _sign(word, bit):
 
 
 @triton.jit
-def _factored(u, v, local, inside, row, column, columns, rows, WIDE: tl.constexpr):
+def _factored(u, v, local, inside, row, column, columns, rows, SPAN: tl.constexpr):
     """Elements of u vᵀ: those ``local`` after the one at (row, column)."""
+    if SPAN == 0:  # all in one row, and the places of v are as in a vector
+        left = tl.load(u + row)
+        at = tl.multiple_of(row // rows * columns + column, 16)
+        right = tl.load(v + at + local, mask=inside, other=0)
+        return right.to(tl.float32) * left.to(tl.float32)
     column = column + local
-    if WIDE:  # no further than the next row
+    if SPAN == 1:  # no further than the next row
         over = column >= columns
         further = over.to(tl.int32)
         column = tl.where(over, column - columns, column)
+        matrix = tl.where(further > 0, (row + 1) // rows, row // rows)  # of a stack
     else:
         further = column // columns
         column = column - further * columns
-    matrix = row // rows  # of a stack
-    if WIDE:
-        matrix = tl.where(further > 0, (row + 1) // rows, matrix)
-    else:
         matrix = (row + further) // rows
     left = tl.load(u + row + further, mask=inside, other=0)
     right = tl.load(v + matrix * columns + column, mask=inside, other=0)
@@ -100,7 +103,7 @@ def _factored(u, v, local, inside, row, column, columns, rows, WIDE: tl.constexp
 @triton.jit
 def _z(
     seeds, index, factors, width, lane, word, tile, row, column, i0, i1, i2, i3, parameter, segment,
-    SEGMENTS: tl.constexpr, FAMILY: tl.constexpr, WIDE: tl.constexpr,
+    SEGMENTS: tl.constexpr, FAMILY: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """The four planes of z of the seed at ``index``.
 
@@ -118,13 +121,14 @@ def _z(
     elif FAMILY == _RANK1:
         columns = tl.load(segment + 5 * SEGMENTS).to(tl.int32)
         rows = tl.load(segment + 6 * SEGMENTS).to(tl.int32)
-        own = factors + (index - 1).to(tl.int64) * width
-        u, v = own + tl.load(segment + 7 * SEGMENTS), own + tl.load(segment + 8 * SEGMENTS)
+        own = factors + tl.multiple_of((index - 1).to(tl.int64) * width, 16)
+        u = own + tl.load(segment + 7 * SEGMENTS)
+        v = own + tl.multiple_of(tl.load(segment + 8 * SEGMENTS), 16)
         at = tl.arange(0, _LANES)
-        z0 = _factored(u, v, at, i0, row, column, columns, rows, WIDE)
-        z1 = _factored(u, v, at + _LANES, i1, row, column, columns, rows, WIDE)
-        z2 = _factored(u, v, at + 2 * _LANES, i2, row, column, columns, rows, WIDE)
-        z3 = _factored(u, v, at + 3 * _LANES, i3, row, column, columns, rows, WIDE)
+        z0 = _factored(u, v, at, i0, row, column, columns, rows, SPAN)
+        z1 = _factored(u, v, at + _LANES, i1, row, column, columns, rows, SPAN)
+        z2 = _factored(u, v, at + 2 * _LANES, i2, row, column, columns, rows, SPAN)
+        z3 = _factored(u, v, at + 3 * _LANES, i3, row, column, columns, rows, SPAN)
     else:
         z0 = (lane >= 0).to(tl.float32)
         z1, z2, z3 = z0, z0, z0
@@ -188,14 +192,14 @@ def transform(
     first, second,
     SEGMENTS: tl.constexpr, PAIRS: tl.constexpr, FAMILY: tl.constexpr, UPDATE: tl.constexpr,
     TERMS: tl.constexpr, WRITE: tl.constexpr, STOCHASTIC: tl.constexpr, OUTS: tl.constexpr,
-    SHARED: tl.constexpr, WIDE: tl.constexpr,
+    SHARED: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Update a unit's weights and write up to two perturbed copies.
 
     ``UPDATE``: updates are pending, with no direction (decay alone), one or several as ``TERMS`` is
     0, 1 or 2. ``WRITE``: the updated weights replace ``base``. ``OUTS`` copies go to ``out0`` and
     ``out1``, by perturbations ``first`` and ``second``, which have one seed if ``SHARED``.
-    ``WIDE``: no matrix has several rows shorter than a tile.
+    ``SPAN``: of a matrix a tile meets one row, at most two, or any number, as it is 0, 1 or 2.
 
     Loops are not unrolled: for sm_90 that keeps an update with two copies at 23 KB of instructions
     and 71 registers, where both tiles of a pair at once would be 40 KB and 96.
@@ -255,7 +259,7 @@ def transform(
                     c = tl.load(coefficients)
                     z0, z1, z2, z3 = _z(
                         seeds, 1 + perturbations, factors, width, lane, old, tile, row, column,
-                        i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, WIDE,
+                        i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, SPAN,
                     )  # fmt: skip
                     s0, s1, s2, s3 = z0 * c, z1 * c, z2 * c, z3 * c
                     if TERMS > 1:
@@ -268,7 +272,7 @@ def transform(
                                 word = _signs_of_block(seeds, index, lane, block, parameter, _SIGN)
                             z0, z1, z2, z3 = _z(
                                 seeds, index, factors, width, lane, word, tile, row, column,
-                                i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, WIDE,
+                                i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, SPAN,
                             )  # fmt: skip
                             s0, s1, s2, s3 = s0 + z0 * c, s1 + z1 * c, s2 + z2 * c, s3 + z3 * c
                     x0, x1, x2, x3 = x0 + s0, x1 + s1, x2 + s2, x3 + s3
@@ -284,7 +288,7 @@ def transform(
                 scale = tl.load(numbers + 2 + first)
                 z0, z1, z2, z3 = _z(
                     seeds, 1 + first, factors, width, lane, new, tile, row, column,
-                    i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, WIDE,
+                    i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, SPAN,
                 )  # fmt: skip
                 _put_planes(out0 + here, i0, i1, i2, i3, x0, x1, x2, x3, z0, z1, z2, z3, scale)
             if OUTS >= 2:
@@ -292,7 +296,7 @@ def transform(
                 if not SHARED:
                     z0, z1, z2, z3 = _z(
                         seeds, 1 + second, factors, width, lane, other, tile, row, column,
-                        i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, WIDE,
+                        i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, SPAN,
                     )  # fmt: skip
                 _put_planes(out1 + here, i0, i1, i2, i3, x0, x1, x2, x3, z0, z1, z2, z3, scale)
 

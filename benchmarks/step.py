@@ -31,6 +31,7 @@ from benchmarks import mezo, shapes, sharing
 from zo2.config.base import parse_bytes
 from zo2.engine import readback
 from zo2.engine.store import PageLock
+from zo2.engine.transfer import Way
 
 
 def used_before() -> int:
@@ -78,27 +79,40 @@ def link() -> dict[str, float]:
 
 
 def reads() -> dict[str, float]:
-    """Seconds until a number is read off the GPU while 600 MB are on their way home before it: as
-    tensors are usually read, and as the engine reads losses.
+    """Seconds until a number is read off the GPU while 600 MB are on their way home before it: these
+    queued on one stream, or as the engine does; read as tensors usually are, or as losses are.
     """
     number = torch.ones(1, device="cuda")
     locks = [PageLock(100_000_000) for _ in range(6)]
     there = torch.empty(100_000_000, dtype=torch.uint8, device="cuda")
     home = torch.cuda.Stream()
 
-    def wait(read: Callable[[torch.Tensor], Any]) -> float:
+    def on_one_stream() -> None:
+        with torch.cuda.stream(home):
+            for lock in locks:
+                lock.buffer.copy_(there, non_blocking=True)
+
+    def in_turn() -> None:
+        way = Way(there.device)
+        for lock in locks:
+            way.copy(lock.buffer, there, ())
+
+    def wait(queue: Callable[[], None], read: Callable[[torch.Tensor], Any]) -> float:
         times = []
         for _ in range(9):
             torch.cuda.synchronize()
-            with torch.cuda.stream(home):
-                for lock in locks:
-                    lock.buffer.copy_(there, non_blocking=True)
+            queue()
             start = time.perf_counter()
             read(number)
             times.append(time.perf_counter() - start)
         return statistics.median(times)
 
-    return {"as usual": wait(torch.Tensor.tolist), "losses": wait(readback.read)}
+    return {
+        "as usual, one stream": wait(on_one_stream, torch.Tensor.tolist),
+        "as usual, two in turn": wait(in_turn, torch.Tensor.tolist),
+        "losses, one stream": wait(on_one_stream, readback.read),
+        "losses, two in turn": wait(in_turn, readback.read),
+    }
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

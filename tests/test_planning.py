@@ -47,6 +47,13 @@ def test_more_passes_cost_compute_and_no_copies():
     assert many.plan.need.activations > few.plan.need.activations
 
 
+def test_more_buffers_keep_the_link_busier_between_sweeps():
+    step = planning.work(planning.build("opt-1.3b", "float16"), "block", 1, 2048)
+    three, five, eight = (planning.predict(step, Placement(slots=n)) for n in (3, 5, 8))
+    assert three.link == five.link == eight.link
+    assert three.seconds > five.seconds > eight.seconds >= eight.link
+
+
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f in ("llama", "opt", "qwen3", "gpt2")])
 def test_activations_are_what_a_real_forward_allocates(family):
     """A forward on the CPU, its live tensors counted by the same means, but with data."""

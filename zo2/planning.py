@@ -62,7 +62,7 @@ class Machine:
         noise: weights per second that are updated and perturbed on both sides.
         visit: seconds of host time for each unit that a step visits.
         block: seconds of host time for a pass through one block.
-        boundary: seconds between a sweep's last block and the next one's first.
+        boundary: seconds of host time between a sweep's last block and the next one's first.
         context: bytes that the CUDA context and the libraries take.
     """
 
@@ -82,12 +82,12 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     name="H200, PCIe 5 x16",
     up=55.5e9,
     both=50.8e9,
-    two_buffers=1.12,
+    two_buffers=1.05,
     compute=5.5e14,
-    noise=2.3e11,
+    noise=3.1e11,
     visit=0.45e-3,
     block=0.23e-3,
-    boundary=7e-3,
+    boundary=6e-3,
     context=850_000_000,
 )
 
@@ -294,12 +294,12 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
         for parcel in plan.parcels
         if parcel.streamed and any(unit.trainable for unit in parcel.units)
     )
-    parameters = sum(weight.shape.numel for unit in units for weight in unit.weights)
+    parameters = sum(map(_parameters, units))
     link = up / (machine.both if down else machine.up)
     if plan.slots == 2:
         link *= machine.two_buffers
-    compute = 2 * parameters * step.tokens * step.passes / machine.compute
-    compute += parameters / machine.noise * step.passes / 2
+    compute = _compute(parameters, step, machine)
+    idle = _idle(plan, step, machine) if up else 0.0
     blocks = len({unit.block for unit in units if unit.block is not None})
     host = len(units) * machine.visit + blocks * machine.block * step.passes * step.micro_batches
     return Prediction(
@@ -311,8 +311,31 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
         link=link,
         compute=compute,
         host=host,
-        seconds=max(link, compute, host) + machine.boundary,
+        seconds=max(link + idle, max(compute, host) + machine.boundary),
     )
+
+
+def _compute(parameters: int, step: Work, machine: Machine) -> float:
+    """Seconds of the GPU for passes through so many weights, and for making these weights."""
+    passes = 2 * parameters * step.tokens * step.passes / machine.compute
+    return passes + parameters / machine.noise * step.passes / 2
+
+
+def _idle(plan: Plan, step: Work, machine: Machine) -> float:
+    """Seconds that the link idles each way between a sweep's last update and the next one's first.
+
+    Meanwhile passes go through the last streamed weights and the head, and the host begins anew;
+    each way could move as much as both find in the buffers together.
+    """
+    outside = max((_parameters(u) for u in step.units if u.block is None), default=0)
+    last = [one for one in plan.parcels if one.streamed][-1]
+    late = sum(map(_parameters, last.units)) + outside
+    between = machine.boundary + _compute(late, step, machine)
+    return max(between - plan.need.slots / machine.both / 2, 0.0)
+
+
+def _parameters(unit: Unit) -> int:
+    return sum(weight.shape.numel for weight in unit.weights)
 
 
 def predict_first(

@@ -79,8 +79,9 @@ def link() -> dict[str, float]:
 
 
 def reads() -> dict[str, float]:
-    """Seconds until a number is read off the GPU while 600 MB are on their way home before it: these
-    queued on one stream, or as the engine does; read as tensors usually are, or as losses are.
+    """Seconds until a number is read off the GPU while 600 MB are on their way home before it.
+
+    These were queued on one stream, or as the engine does; it is read as usual, or as losses are.
     """
     number = torch.ones(1, device="cuda")
     locks = [PageLock(100_000_000) for _ in range(6)]

@@ -319,7 +319,8 @@ class Slots:
                 self._save(slot)
         self._lanes.synchronize()
         for slot in self._slots:
-            slot.parcel, slot.acquired, slot.to_come = None, False, set()
+            slot.parcel, slot.to_come = None, set()
+            slot.acquired = slot.borrowed = False
             slot.ready = slot.used = slot.saved = None
         self._holding.clear()
         self._home.clear()

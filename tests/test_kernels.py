@@ -232,9 +232,11 @@ SCALARS = ("width", "perturbations", "terms", "first", "second")
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
-    ("family", "dtype"), [(0, "fp16"), (1, "bf16"), (2, "fp32")], ids=["gaussian", "signs", "rank1"]
+    ("family", "dtype", "span"),
+    [(0, "fp16", 0), (1, "bf16", 0), (2, "fp32", 0), (2, "fp16", 2)],
+    ids=["gaussian", "signs", "rank1", "rank1-short"],
 )
-def test_kernels_compile_without_a_gpu(family, dtype, capability, tmp_path, monkeypatch):
+def test_kernels_compile_without_a_gpu(family, dtype, span, capability, tmp_path, monkeypatch):
     """For the Triton at hand; the rows of the matrix have 3.0 to the newest."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -245,7 +247,7 @@ def test_kernels_compile_without_a_gpu(family, dtype, capability, tmp_path, monk
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     constants = {"SEGMENTS": 16, "PAIRS": 4, "FAMILY": family, "UPDATE": True, "TERMS": 2,
                  "WRITE": True, "STOCHASTIC": True, "OUTS": 2, "SHARED": True,
-                 "SPAN": 0}  # fmt: skip
+                 "SPAN": span}  # fmt: skip
     signature = {name: kind.format(dtype) for name, kind in POINTERS.items()}
     signature |= dict.fromkeys(SCALARS, "i32")
     if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2):

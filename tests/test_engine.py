@@ -298,6 +298,22 @@ def test_with_two_buffers_units_go_home_one_by_one(slots, monkeypatch):
     assert sum(home) == sum(parcel.nbytes for parcel in parcels)
 
 
+def test_buffers_go_when_a_model_is_released_without_waiting_for_the_garbage_collector():
+    model = toy(5)
+    zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
+    model(**toy_batch())
+    buffers = [weakref.ref(buffer) for buffer in model._zo.engine._buffers]
+    assert len(buffers) == 3
+    gc.disable()
+    try:
+        zo2.release(model)
+        assert [buffer() for buffer in buffers] == [None] * 3
+    finally:
+        gc.enable()
+    zo2.prepare(model, zo2.ZOConfig(**CPU))
+    assert model(**toy_batch()).isfinite()
+
+
 @given(st.integers(0, 10**6), st.integers(1, 10**9))
 def test_pieces_are_a_part_in_order(start, length):
     from zo2.engine.transfer import PIECE, _pieces

@@ -72,6 +72,7 @@ def release(model: nn.Module) -> Any:
     if state is None:
         raise ModelError("This model is not prepared, so there is nothing to release.")
     state.release()
+    state.engine.drop_buffers()
     return model
 
 

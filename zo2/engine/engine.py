@@ -178,8 +178,7 @@ class Engine:
         """Move weights between host and device as ``plan`` says."""
         self._usage.limit(None)
         changed = [p for p in plan.parcels if p.streamed != (p.units[0] in self._streamed)]
-        del self._stream, self._transfer, self._scratch, self._views  # they make room
-        self._buffers = []
+        self.drop_buffers()  # they make room
         try:
             for parcel in sorted(changed, key=lambda parcel: not parcel.streamed):
                 self.store.move(parcel.units[0], parcel.streamed)
@@ -212,6 +211,11 @@ class Engine:
         self.remove_hooks()
         if self._placement.budget is not None:
             self._usage.limit(None)
+
+    def drop_buffers(self) -> None:
+        """Let the device's memory beside the weights go now, not when garbage is collected."""
+        del self._stream, self._transfer, self._scratch, self._views
+        self._buffers = []
 
     def _set_order(self, order: Sequence[Unit]) -> None:
         """The order in which a sweep is expected to need the units: it decides what is fetched

@@ -279,7 +279,7 @@ def _nbytes(unit: Unit) -> int:
 
 def _itemised(need: Need) -> str:
     parts = {
-        "CUDA context": need.context,
+        "CUDA context and other tensors": need.context,
         "activations": need.activations,
         "perturbed copies": need.perturbed,
         "buffers": need.slots,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import sys
@@ -17,6 +18,7 @@ from verify.report.redact import Redactor, ordinary_words
 
 ORDINARY = ordinary_words()
 PAGE = page()
+ROOT = os.path.expanduser("~root")  # a home of one name, which is an ordinary word
 FIXED = Redactor(
     {
         "HF_TOKEN": "abcdefgh", "MY_API_KEY": "k-123456", "PATH": "/usr/bin", "SHORT_TOKEN": "1",
@@ -24,7 +26,7 @@ FIXED = Redactor(
     },
     users=("alice", "root", "torch"),
     hosts=("gpu-node-7.cluster.example", "gpu-node-7", "node"),
-    homes=("/data/people/alice", "/root"),
+    homes=("/data/people/alice", ROOT),
     environments=("/data/people/alice/venvs/zo2", "/usr"),
     ordinary=ORDINARY,
 )  # fmt: skip
@@ -36,7 +38,7 @@ FIXED = Redactor(
         ("/data/people/alice/venvs/zo2/lib/x.so", "ENV/lib/x.so"),
         ("/data/people/alice/models", "~/models"),
         ("/data/people/alice-2/x", "/data/people/[user]-2/x"),
-        ("/rootfs and /root/x and /root.", "/rootfs and ~/x and ~."),
+        (f"{ROOT}fs and {ROOT}/x and {ROOT}.", f"{ROOT}fs and ~/x and ~."),
         ("/usr/lib/libcuda.so.1", "/usr/lib/libcuda.so.1"),
         ("/home/home/x and /nfs/home/bob/x", "/home/[user]/x and /nfs/home/[user]/x"),
         ("/home/bob/x and /Users/carol/y", "/home/[user]/x and /Users/[user]/y"),

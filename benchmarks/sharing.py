@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,14 +22,15 @@ from zo2.engine import store
 def buffers(layers: int) -> Iterator[None]:
     """Within, at most so many page-locked buffers of one size are made; then these serve again."""
     make = store.PageLock
-    made: dict[int, list[Any]] = defaultdict(list)
-    turns: dict[int, Iterator[int]] = defaultdict(lambda: itertools.cycle(range(layers)))
+    made: dict[int, deque[Any]] = defaultdict(deque)
 
     def lock(nbytes: int) -> Any:
-        turn = next(turns[nbytes])
-        if turn == len(made[nbytes]):
-            made[nbytes].append(make(nbytes))
-        return made[nbytes][turn]
+        locks = made[nbytes]
+        if len(locks) < layers:
+            locks.append(make(nbytes))
+        else:
+            locks.rotate(-1)
+        return locks[-1]
 
     store.PageLock = lock  # type: ignore[assignment,misc]
     try:

@@ -393,9 +393,7 @@ class Engine:
     def _visit(self, unit: Unit, passes: list[Pass], held: _Held, write: bool) -> None:
         """Bring a unit to the device and take the waiting passes through it."""
         transfer = self._transfer[unit]
-        base = transfer.acquire(unit)
-        self._fetch_ahead(unit)
-        acquired = True
+        base, acquired = transfer.acquire(unit), True
         groups = [
             (perturbation, list(group))
             for perturbation, group in groupby(passes, key=lambda one: one.perturbation)
@@ -411,7 +409,7 @@ class Engine:
                 if batch[-1] is groups[-1] and self._is_copied(unit, base, weights):
                     transfer.release(unit)  # what comes next need not wait for these passes
                     acquired = False
-                    self._fetch_ahead(unit)
+                self._fetch_ahead(unit)
                 if first == 0:
                     outside = unit.block is None
                     self._write_ahead(self._stream.borrow if outside else self._stream.acquire)
@@ -442,14 +440,14 @@ class Engine:
         fetched = self._stream.fetched() if self._ahead else ()
         for units in fetched:
             behind = [unit for unit in units if self._lacks_updates(unit)]
-            if behind and not self._stream.has_arrived(behind[0]):
-                return
-            for unit in behind:
-                self._transform(unit, take(unit), (), (), write=True)
-                self._stream.put_back(unit)
-            if behind:
+            if not behind:
+                continue
+            if self._stream.has_arrived(behind[0]):
                 self._ahead -= 1
-                return
+                for unit in behind:
+                    self._transform(unit, take(unit), (), (), write=True)
+                    self._stream.put_back(unit)
+            return
 
     def _lacks_updates(self, unit: Unit) -> bool:
         return unit.trainable and self._written[unit] < len(self.pending)

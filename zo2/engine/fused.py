@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from zo2.directions.base import Family
+from zo2.directions.base import Family, ParameterShape
 from zo2.directions.gaussian import Gaussian
 from zo2.directions.ones import Ones
 from zo2.directions.rademacher import Rademacher
@@ -221,28 +221,27 @@ def _segments(
     sizes = [weight.shape.numel for weight, _ in weights]
     pairs = PAIRS if _programs(sizes, PAIRS) >= FEW_PROGRAMS else 1
     program, sign_program, width, span = 0, 0, ALIGNED, 0
+
+    def stream(shape: ParameterShape, purpose: Purpose, count: int) -> int:
+        """Make room for signs of a weight; returns where they lie."""
+        nonlocal sign_program, width
+        place = width
+        streams.append((sign_program, place, count, shape.index, purpose))
+        sign_program -= -count // SIGN_BLOCK
+        width += -(-count // ALIGNED) * ALIGNED
+        return place
+
     for weight, offset in weights:
         shape = weight.shape
         columns = shape.shape[-1] if shape.is_matrix else shape.numel
         rows_of_one = shape.shape[-2] if shape.is_matrix else 1
         if shape.numel > columns and columns % TILE:
             span = max(span, 1 if columns >= TILE else 2)
-
-        def stream(purpose: Purpose, count: int) -> int:
-            """Make room for signs; returns where they lie."""
-            nonlocal sign_program, width
-            place = width
-            streams.append((sign_program, place, count, shape.index, purpose))  # noqa: B023
-            sign_program -= -count // SIGN_BLOCK
-            width += -(-count // ALIGNED) * ALIGNED
-            return place
-
         row_at = 0  # a vector is one row, whose own sign is the constant 1
         if shape.is_matrix:
-            row_at = stream(Purpose.ROW_SIGN, shape.numel // columns)
-        column_at = stream(
-            Purpose.COLUMN_SIGN if shape.is_matrix else Purpose.SIGN, shape.numel // rows_of_one
-        )
+            row_at = stream(shape, Purpose.ROW_SIGN, shape.numel // columns)
+        purpose = Purpose.COLUMN_SIGN if shape.is_matrix else Purpose.SIGN
+        column_at = stream(shape, purpose, shape.numel // rows_of_one)
         rows.append(
             (program, offset // dtype.itemsize, shape.numel, shape.index, weight.decayed, columns,
              rows_of_one, row_at, column_at)

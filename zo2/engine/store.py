@@ -110,7 +110,6 @@ class Store:
             _return_freed_memory()
             progress(sum(unit.nbytes for unit in together))
         self._where = self._look()
-        self._trainable = [parameter.requires_grad for parameter in self._parameters]
         self._hidden: set[Unit] = set()
         self._unread = {unit: [(w.parameter, self._nan(w)) for w in unit.weights] for unit in units}
 
@@ -180,14 +179,14 @@ class Store:
         """Whether every parameter still rests in its buffer (nobody moved or converted it), and
         is trained or frozen as it was.
         """
-        trainable = [parameter.requires_grad for parameter in self._parameters]
-        return trainable == self._trainable and self._look() == self._where
+        return self._look() == self._where
 
-    def _look(self) -> tuple[list[int], list[torch.dtype]]:
-        """Where the parameters' data are, and in which precision."""
+    def _look(self) -> tuple[list[int], list[torch.dtype], list[bool]]:
+        """Where the parameters' data are, in which precision, and whether they are trained."""
         return (
             [parameter.data_ptr() for parameter in self._parameters],
             [parameter.dtype for parameter in self._parameters],
+            [parameter.requires_grad for parameter in self._parameters],
         )
 
 

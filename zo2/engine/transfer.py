@@ -86,23 +86,21 @@ class InPlace:
     def acquire(self, unit: Unit) -> torch.Tensor:
         return self._store.flats[unit]
 
+    borrow = acquire
+
     def written(self, unit: Unit) -> None:
         pass
 
     def release(self, unit: Unit) -> None:
         pass
 
+    put_back = release
+
     def fetched(self) -> Sequence[Sequence[Unit]]:
         return ()
 
     def has_arrived(self, unit: Unit) -> bool:
         return True
-
-    def borrow(self, unit: Unit) -> torch.Tensor:
-        return self._store.flats[unit]
-
-    def put_back(self, unit: Unit) -> None:
-        pass
 
     def prefetch(self, units: Iterable[Unit]) -> None:
         pass

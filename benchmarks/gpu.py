@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu [--json FILE] [--only ROW ...] [SHAPE ...]
 
-A streamed step is limited by the link (bytes each way over the rate of copies in both directions
-at once, measured first) and by the resident step of the same kernels; the last column is the
-time over the larger of the two. FILE keeps shapes that it has and that are not measured now.
+A streamed step is limited by the link (what comes home while as much goes up, at the rate of copies
+in both directions at once, and the rest of what goes up at the rate of one direction; both are
+measured first) and by the resident step of the same kernels; the last column is the time over the
+larger of the two. FILE keeps shapes that it has and that are not measured now.
 """
 
 from __future__ import annotations
@@ -66,12 +67,18 @@ def limits(rows: list[dict[str, Any]], link: dict[str, float]) -> list[float]:
     seconds.
     """
     resident = next((one["seconds"] for one in rows if one["what"] == "resident"), 0.0)
-    return [max(one.get("streamed", 0) / link["each of both"], resident) for one in rows]
+    return [max(_link_time(one, link), resident) for one in rows]
+
+
+def _link_time(row: dict[str, Any], link: dict[str, float]) -> float:
+    up = row.get("streamed", 0)
+    home = row.get("home", up)
+    return float(home / link["each of both"] + (up - home) / link["up"])
 
 
 def show(shape: str, rows: list[dict[str, Any]], link: dict[str, float], console: Console) -> None:
     """Print the table of one shape."""
-    columns = ("", "s / step", "device, GB", "streamed, GB", "/ max(link, resident)")
+    columns = "", "s / step", "device, GB", "up, GB", "home, GB", "/ max(link, resident)"
     table = Table(*columns, title=shape)
     for one, limit in zip(rows, limits(rows, link), strict=True):
         if "error" in one:
@@ -79,8 +86,9 @@ def show(shape: str, rows: list[dict[str, Any]], link: dict[str, float], console
             continue
         away = one.get("streamed", 0)
         ratio = f"{one['seconds'] / limit:.3f}" if away else ""
-        cells = f"{one['seconds']:.4f}", f"{one['device'] / 1e9:.2f}", f"{away / 1e9:.1f}", ratio
-        table.add_row(one["what"], *cells)
+        home = one.get("home", away)
+        cells = [f"{one['seconds']:.4f}", f"{one['device'] / 1e9:.2f}", f"{away / 1e9:.1f}"]
+        table.add_row(one["what"], *cells, f"{home / 1e9:.1f}", ratio)
     console.print(table)
 
 

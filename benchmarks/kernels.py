@@ -32,13 +32,15 @@ FAMILIES = ("gaussian", "rademacher", "rank1")
 BOTH = (Perturbation(5, 1e-3), Perturbation(5, -1e-3))
 ONE = (Update(((7, 1e-4),), 0.0, 11),)
 EIGHT = (Update(tuple((seed, 1e-4) for seed in range(8)), 0.0, 11),)
-# name: (updates, perturbed copies, passes over the weights in memory)
+# name: (rounds of updates, perturbed copies, whether weights are stored, passes over memory)
 KERNELS = {
-    "one perturbed copy": ((), BOTH[:1], 2),
-    "two copies, one z": ((), BOTH, 3),
-    "update": (ONE, (), 2),
-    "update and two copies": (ONE, BOTH, 4),
-    "update by eight directions": (EIGHT, (), 2),
+    "one perturbed copy": ((), BOTH[:1], False, 2),
+    "two copies, one z": ((), BOTH, False, 3),
+    "update": ((ONE,), (), True, 2),
+    "update and two copies": ((ONE,), BOTH, True, 4),
+    "two updates and two copies": ((ONE, ONE), BOTH, False, 3),
+    "four updates and two copies": (4 * (ONE,), BOTH, False, 3),
+    "update by eight directions": ((EIGHT,), (), True, 2),
 }
 
 
@@ -75,10 +77,10 @@ def measure(numel: int, dtype: torch.dtype) -> list[dict[str, object]]:
     rows = []
     for family in FAMILIES:
         arithmetic = FusedArithmetic(get_family(family), True, device)
-        for kernel, (updates, perturbations, passes) in KERNELS.items():
-            changes = Changes(updates, perturbations)
+        for kernel, (rounds, perturbations, write, passes) in KERNELS.items():
+            changes = Changes(rounds, perturbations=perturbations)
             targets = list(enumerate(outs[: len(perturbations)]))
-            arguments = (layout, base, changes, bool(updates), targets)
+            arguments = (layout, base, changes, write, targets)
             time = seconds(lambda: arithmetic.transform(*arguments))  # noqa: B023
             rows.append(row(kernel, family, time, passes))
     z = torch.empty_like(weights)

@@ -30,8 +30,11 @@ import zo2
 from benchmarks import mezo, shapes, sharing
 from zo2.config.base import parse_bytes
 from zo2.engine import readback
+from zo2.engine.deferral import MOST
 from zo2.engine.store import PageLock
-from zo2.engine.transfer import Way
+from zo2.engine.transfer import CudaLanes, Way
+
+WARM = 3  # steps before those that count
 
 
 def used_before() -> int:
@@ -45,7 +48,7 @@ def seconds(run: Any, steps: int) -> dict[str, float]:
 
     The device is not made to finish in between: what is copied beside the next step counts there.
     """
-    for _ in range(min(steps, 3)):
+    for _ in range(min(steps, WARM)):
         run()
     times, start = [], time.perf_counter()
     for _ in range(steps):
@@ -134,7 +137,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     config = zo2.ZOConfig(
         options.method, lr=1e-6, eps=1e-3, weight_decay=0.0, seed=1, direction=options.direction,
         zo2=not options.resident, slots=options.slots, unit=options.unit,
-        device_memory_budget=budgets[0], update_window=options.window, cuda_graphs=options.graphs,
+        device_memory_budget=budgets[0], update_window=options.window,
+        write_back_every=options.every, cuda_graphs=options.graphs,
     )  # fmt: skip
     with sharing.buffers(options.in_host) if options.in_host else contextlib.nullcontext():
         zo2.prepare(model, config)
@@ -144,14 +148,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     losses = [float(model.zo_step(micro))]
     first = time.perf_counter() - first
     found = []
+    home = _watch_ways_home()
     for budget in budgets:
         engine = model._zo.engine
         if budget != budgets[0]:
             engine.rebudget(parse_bytes(budget))
+        for _ in range(2 * MOST if engine.streams else 0):  # until it knows what to bring home
+            model.zo_step(micro)
+        home.clear()
         found.append(
             seconds(lambda: losses.append(float(model.zo_step(micro))), options.steps)
             | {
                 "budget": budget,
+                "home": sum(home) / (options.steps + min(options.steps, WARM)),
                 "streamed": sum(
                     engine.store.layouts[unit].nbytes
                     for unit in engine.units
@@ -169,6 +178,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **vars(options), "first": first, "ready": ready, "weights": weights, "found": found,
         "losses": losses[:3] + losses[-1:], "host": peak_of_host(),
     }  # fmt: skip
+
+
+def _watch_ways_home() -> list[int]:
+    """From now on, the bytes of each copy home."""
+    home: list[int] = []
+    copy = CudaLanes.write_back
+
+    def watched(lanes: CudaLanes, to: torch.Tensor, *others: Any) -> Any:
+        home.append(to.nbytes)
+        return copy(lanes, to, *others)
+
+    CudaLanes.write_back = watched  # type: ignore[method-assign]
+    return home
 
 
 def peak_of_host() -> int:
@@ -208,6 +230,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--slots", type=int, help="device buffers")
     parser.add_argument("--unit", choices=["block", "leaf"])
     parser.add_argument("--window", type=int, default=1)
+    parser.add_argument("--every", type=int, help="sweeps from one way home to the next")
     parser.add_argument("--graphs", action="store_true", help="replay steps as CUDA graphs")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--link", action="store_true", help="only the rates of the link")

@@ -147,7 +147,7 @@ def test_torch_schedulers_set_the_learning_rate():
     for _ in range(3):
         model(**toy_batch())
         rates.append(model.opt.lr)
-        ((_, coefficient),) = model._zo.engine.pending[-1].terms
+        ((_, coefficient),) = model._zo.engine.pending.open[-1].terms
         terms.append(coefficient / model.opt.projected_grad)
         model.opt.step()
         scheduler.step()

@@ -122,7 +122,11 @@ def test_weights_after_20_steps_do_not_depend_on_placement(family, dtype):
         "leaf": {"unit": "leaf"},
         "leaf through slots": {"unit": "leaf", "placement": Placement(slots=2, copies=True)},
         "no overlap": {"overlap": False, "offloading_blocks": [0]},
-    }
+        "home every second time": {"placement": Placement(copies=True, write_back_every=2)},
+        "leaves, every third": {
+            "unit": "leaf", "placement": Placement(slots=2, copies=True, write_back_every=3)
+        },
+    }  # fmt: skip
     for name, variant in variants.items():
         other_losses, other = train(model, batches, 20, **settings, **variant)
         assert losses == other_losses, name
@@ -140,16 +144,20 @@ def test_weights_after_20_steps_do_not_depend_on_placement(family, dtype):
     method=st.sampled_from(["mezo-sgd", "fzoo"]),
     tied=st.booleans(),
     copies=st.booleans(),
+    every=st.integers(1, 4),
+    outside=st.booleans(),
+    window=st.integers(1, 3),
 )
 def test_any_partition_and_placement_give_the_same_bits(
-    blocks, streamed, slots, unit, dtype, direction, method, tied, copies
+    blocks, streamed, slots, unit, dtype, direction, method, tied, copies, every, outside, window
 ):
     model = toy(blocks, tied=tied).to(dtype)
     ids = [toy_batch(s) for s in range(2)]
-    common = {"direction": direction, "method": method, "lr": 1e-2}
-    losses, weights = train(model, ids, 4, zo2=False, **common)
-    placement = Placement(frozenset(b for b in streamed if b < blocks), slots, copies)
-    other_losses, other = train(model, ids, 4, placement, unit=unit, **common)
+    common = {"direction": direction, "method": method, "lr": 1e-2, "update_window": window}
+    losses, weights = train(model, ids, 7, zo2=False, **common)
+    blocks = frozenset(b for b in streamed if b < blocks)
+    placement = Placement(blocks, outside, slots, copies, write_back_every=every)
+    other_losses, other = train(model, ids, 7, placement, unit=unit, **common)
     assert losses == other_losses
     assert_same(weights, other)
 
@@ -221,7 +229,7 @@ def test_base_stays_read_only_within_the_window():
     }
     assert all(torch.equal(stored[name], before[name]) for name in stored)
     assert not torch.equal(model.state_dict()["head.weight"], before["head.weight"])
-    assert engine.pending == []
+    assert not engine.pending
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -246,6 +254,66 @@ def test_updates_of_what_was_fetched_ahead_go_home_while_passes_begin(window, mo
             ahead = ["home"] * (2 if written else 0)
             assert happened[: happened.index("block")] == ahead + ["embedding"] * 2, number
         assert happened.count("home") == (5 if written else 0), number
+
+
+def test_blocks_go_home_in_turn_and_never_lack_more_than_they_may(monkeypatch):
+    from zo2.engine.transfer import HostLanes
+
+    model = toy(6)
+    placement = Placement(slots=2, copies=True, write_back_every=3)
+    zo2.prepare(model, zo2.ZOConfig(**CPU), placement=placement)
+    engine = model._zo.engine
+    home = []
+    copied = HostLanes.write_back
+    monkeypatch.setattr(
+        HostLanes, "write_back", lambda *args: (home.append(args[1].data_ptr()), copied(*args))[1]
+    )
+    model(**toy_batch())
+    counts = []
+    for _ in range(9):
+        home.clear()
+        model(**toy_batch())
+        counts.append(len(home))
+        assert max(map(engine.pending.lacks, engine.units)) <= 2
+    assert counts == [2] * 9
+    home.clear()
+    model.state_dict()
+    assert len(home) == 6
+    assert not engine.pending
+
+
+def test_frozen_later_keeps_what_was_not_yet_brought_home():
+    results = []
+    for every in (1, 4):
+        model = toy(4)
+        placement = Placement(slots=2, copies=True, write_back_every=every)
+        zo2.prepare(model, zo2.ZOConfig(**CPU, lr=1e-2), placement=placement)
+        losses = [model(**toy_batch()).item() for _ in range(4)]
+        for layer in model.layers[:2]:
+            layer.requires_grad_(False)
+        losses += [model(**toy_batch()).item() for _ in range(4)]
+        results.append((losses, copy.deepcopy(model.state_dict())))
+    assert results[0][0] == results[1][0]
+    assert_same(results[0][1], results[1][1])
+
+
+def test_weights_go_home_more_rarely_while_computation_waits():
+    from zo2.engine.deferral import MOST, Deferral
+
+    adapted = Deferral(None)
+    assert all(adapted.is_due(number, 1) for number in range(5))
+    for _ in range(10):
+        adapted.learn(0.5)
+    dues = []
+    for _ in range(2 * MOST):
+        adapted.begin()
+        dues.append([adapted.is_due(number, 1) for number in range(8)])
+    assert all(sum(due) == 8 // MOST for due in dues)
+    assert all(sum(ever) == 2 for ever in zip(*dues, strict=True))
+    assert all(adapted.is_due(number, MOST) for number in range(5))
+    for _ in range(10):
+        adapted.learn(0.0)
+    assert all(adapted.is_due(number, 1) for number in range(5))
 
 
 def test_a_buffer_is_filled_again_as_soon_as_copies_are_made_of_it(monkeypatch):

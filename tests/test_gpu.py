@@ -59,7 +59,10 @@ def test_streamed_equals_resident(family, dtype):
         {"offloading_blocks": [0, 2, 4]},
         {"unit": "leaf"},
         {"unit": "leaf", "slots": 2},
-        {"update_window": 1, "slots": 6},
+        {"slots": 6},
+        {"write_back_every": 1},
+        {"write_back_every": 2, "slots": 2},
+        {"write_back_every": 4, "unit": "leaf"},
         {"offload_embeddings": True},
         {"unit": "leaf", "offload_embeddings": True, "slots": 2},
     ]
@@ -75,9 +78,11 @@ def test_streamed_equals_resident(family, dtype):
 def test_every_family_and_method_streams(family, method):
     model = wide()
     losses, weights = train(model, 4, zo2=False, direction=family, method=method)
-    other_losses, other = train(model, 4, slots=2, direction=family, method=method)
-    assert losses == other_losses
-    assert all(torch.equal(weights[name], other[name]) for name in weights)
+    for every in (1, 3):
+        settings = {"slots": 2, "write_back_every": every}
+        other_losses, other = train(model, 4, direction=family, method=method, **settings)
+        assert losses == other_losses
+        assert all(torch.equal(weights[name], other[name]) for name in weights)
 
 
 def test_passes_equal_plain_forwards():
@@ -247,7 +252,8 @@ def test_another_device_than_the_current_one():
 
 @pytest.mark.parametrize("unit", ["block", "leaf"])
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_late_copies_and_poisoned_buffers_change_nothing(unit, slots, monkeypatch):
+@pytest.mark.parametrize("every", [1, None], ids=["home each time", "home in turn"])
+def test_late_copies_and_poisoned_buffers_change_nothing(every, unit, slots, monkeypatch):
     """Every copy is held up at random, and a buffer is spoilt before it is filled again."""
     import random
 
@@ -269,9 +275,36 @@ def test_late_copies_and_poisoned_buffers_change_nothing(unit, slots, monkeypatc
         return copied(way, to, source, after)
 
     monkeypatch.setattr(Way, "copy", late)
-    other_losses, other = train(model, unit=unit, slots=slots)
+    other_losses, other = train(model, unit=unit, slots=slots, write_back_every=every)
     assert losses == other_losses
     assert all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+def test_what_waits_for_the_link_goes_home_more_rarely(monkeypatch):
+    from zo2.engine.transfer import Way
+
+    model = wide()
+    zo2.prepare(model, zo2.ZOConfig(**CUDA, slots=2))
+    one = batch(model)
+    copied, home = Way.copy, []
+
+    def slow(way, to, source, after):
+        if to.is_cuda:
+            with torch.cuda.stream(way.stream):
+                torch.cuda._sleep(3_000_000)
+        else:
+            home.append(to.data_ptr())
+        return copied(way, to, source, after)
+
+    for _ in range(3):  # compiles
+        model(**one)
+    monkeypatch.setattr(Way, "copy", slow)
+    counts = []
+    for _ in range(16):
+        home.clear()
+        model(**one)
+        counts.append(len(set(home)))
+    assert sum(counts[-8:]) == 2 * 6  # six blocks, each in every fourth sweep
 
 
 # -- kernels and graphs -----------------------------------------------------------------------

@@ -31,11 +31,19 @@ SPANS = [
 PERTURBATIONS = (
     Perturbation(5, 1e-3), Perturbation(5, -1e-3), Perturbation(), Perturbation(2**62 + 12345, 1.0),
 )  # fmt: skip
-UPDATES = {
-    "none": (),
-    "one": (Update(((11, 0.01),), 0.1, 99),),
-    "several": (Update(((11, 0.01), (12, -0.02)), 0.1, 99), Update(((13, 0.5),), 0.0, 98)),
-    "decay": (Update((), 0.1, 7),),
+ONE, TWO = Update(((11, 0.01),), 0.1, 99), Update(((12, 0.02),), 0.1, 98)
+BOTH, DECAY = Update(((11, 0.01), (12, -0.02)), 0.1, 99), Update((), 0.1, 7)
+UPDATES = {  # rounds, how many of them the weights have, open updates
+    "none": ((), 0, ()),
+    "one": (((ONE,),), 0, ()),
+    "several": (((BOTH, TWO),), 0, ()),
+    "decay": (((DECAY,),), 0, ()),
+    "open": ((), 0, (ONE, TWO)),
+    "rounds": (((ONE,), (TWO,), (ONE,), (TWO,)), 1, ()),
+    "rounds and open": (((ONE,), (TWO,)), 0, (TWO,)),
+    "unequal rounds": (((ONE, TWO), (DECAY,), (TWO,)), 0, ()),
+    "rounds of decay": (((DECAY,), (DECAY,)), 0, ()),
+    "all there": (((ONE,),), 1, ()),
 }
 
 
@@ -76,14 +84,14 @@ def differing(family, dtypes, shapes, device, close=False):
         FusedArithmetic(get_family(family), True, torch.device(device)),
     ]
     found = []
-    for name, updates in UPDATES.items():
-        for write in {False, bool(updates)}:
-            changes = Changes(updates, PERTURBATIONS)
+    for name, (rounds, held, open) in UPDATES.items():
+        changes = Changes(rounds, open, PERTURBATIONS, held)
+        for write in {False, bool(changes.lacking) and not open}:
             results = [transformed(one, layout, source, changes, write) for one in both]
             for target, (expected, got) in enumerate(zip(*results, strict=True)):
                 for weight, (a, b) in enumerate(zip(expected, got, strict=True)):
                     # torch sums several rank1 directions in a matrix product's own order
-                    loose = family == "rank1" and name == "several"
+                    loose = family == "rank1" and name in ("several", "open", "unequal rounds")
                     same = (a.float() - b.float()).abs().max() < 1e-2 if loose else a.equal(b)
                     if not same:
                         found.append((name, write, target, weight))
@@ -116,7 +124,7 @@ def rounded_otherwise(dtype, device):
     ]
     found = []
     for c in (1e-9, 3e-8, 1e-5, 0.3, 15.9, 1e4, 3e38, math.inf, math.nan):
-        changes = Changes((Update(((5, c),), 0.0, 99),))
+        changes = Changes(((Update(((5, c),), 0.0, 99),),))
         (a,), (b,) = (transformed(one, layout, source, changes, True)[0] for one in both)
         differ = (a.view(torch.int16) != b.view(torch.int16)) & ~(a.isnan() & b.isnan())
         found += [(c, index) for index in differ.nonzero()[:3].flatten().tolist()]
@@ -226,17 +234,20 @@ for start, count in ((0, 5000), (1000, 4100), (9000, 17)):
 
 POINTERS = {"base": "*{}", "out0": "*{}", "out1": "*{}", "segments": "*i64", "seeds": "*i64",
             "numbers": "*fp32", "factors": "*i8", "lanes": "*i32"}  # fmt: skip
-SCALARS = ("width", "perturbations", "terms", "first", "second")
+SCALARS = ("width", "perturbations", "terms", "rounds", "held", "first", "second")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("updates", [1, 2], ids=["one", "several"])
 @pytest.mark.parametrize(
     ("family", "dtype", "span"),
     [(0, "fp16", 0), (1, "bf16", 0), (2, "fp32", 0), (2, "fp16", 2)],
     ids=["gaussian", "signs", "rank1", "rank1-short"],
 )
-def test_kernels_compile_without_a_gpu(family, dtype, span, capability, tmp_path, monkeypatch):
+def test_kernels_compile_without_a_gpu(
+    family, dtype, span, updates, capability, tmp_path, monkeypatch
+):
     """For the Triton at hand; the rows of the matrix have 3.0 to the newest."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -245,9 +256,9 @@ def test_kernels_compile_without_a_gpu(family, dtype, span, capability, tmp_path
     from zo2.engine import kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    constants = {"SEGMENTS": 16, "PAIRS": 4, "FAMILY": family, "UPDATE": True, "TERMS": 2,
-                 "WRITE": True, "STOCHASTIC": True, "OUTS": 2, "SHARED": True,
-                 "SPAN": span}  # fmt: skip
+    constants = {"SEGMENTS": 16, "PAIRS": 4, "FAMILY": family, "UPDATES": updates,
+                 "TERMS": updates, "OPEN": False, "WRITE": True, "STOCHASTIC": True, "OUTS": 2,
+                 "SHARED": True, "SPAN": span}  # fmt: skip
     signature = {name: kind.format(dtype) for name, kind in POINTERS.items()}
     signature |= dict.fromkeys(SCALARS, "i32")
     if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2):
@@ -260,8 +271,8 @@ def test_kernels_compile_without_a_gpu(family, dtype, span, capability, tmp_path
         source, target=target, options={"num_warps": 2, "enable_fp_fusion": False}
     )
     assert ".entry transform" in compiled.asm["ptx"]
-    # one rounding per operation, but for 14 of each pair of normals: of 3 seeds, 2 pairs in each
-    # of 4 lanes
-    fused = 14 * 3 * 2 * 4 if family == 0 else 0
+    # one rounding per operation, but for 14 of each pair of normals; two pairs in each of four lanes
+    # wherever a seed's are made
+    fused = 14 * {1: 2, 2: 5}[updates] * 2 * 4 if family == 0 else 0
     assert compiled.asm["ptx"].count("fma.rn.f32") == fused
     assert "bar.sync" not in compiled.asm["ptx"]  # nothing changes places between threads

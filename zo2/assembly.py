@@ -106,6 +106,7 @@ def placement_of(config: ZOSettings) -> Placement:
         outside=config.offload_embeddings,
         slots=config.slots if config.overlap else 1,
         budget=None if budget is None else parse_bytes(budget),
+        write_back_every=config.write_back_every,
     )
 
 

@@ -52,8 +52,11 @@ class ZOSettings:
             ``"rank1"``, or any registered family.
         seed: seed of the whole run; ``None`` draws one from torch's global generator, so that
             ``seed_everything`` makes a run repeatable.
-        update_window: how many updates may be pending before they are written into the
-            stored weights; 1 writes every step's update during the next sweep.
+        update_window: how many updates may be pending before they are applied to the weights,
+            as one that is rounded once; 1 applies every step's update during the next sweep.
+        write_back_every: sweeps from one way home of streamed weights to the next; in between,
+            passes use weights that are updated on the device and not kept. ``None`` goes from 1
+            up to 4 while steps wait for the link. It changes no result.
         stochastic_rounding: round half-precision weights up or down at random, without bias,
             when an update is written; ``False`` rounds to nearest and loses small updates.
         debug_mode: use z = 1 everywhere, which makes runs comparable by hand.
@@ -77,6 +80,7 @@ class ZOSettings:
     direction: str = "gaussian"
     seed: int | None = None
     update_window: int = 1
+    write_back_every: int | None = None
     stochastic_rounding: bool = True
     debug_mode: bool = False
     amp: bool = False
@@ -93,9 +97,9 @@ class ZOSettings:
             raise ConfigError("eps must be greater than 0; MeZO uses 1e-3.")
         if self.unit is not None and self.unit not in UNITS:
             raise ConfigError(f"unit must be one of {', '.join(UNITS)}, not {self.unit!r}.")
-        for name in ("slots", "update_window"):
+        for name in ("slots", "update_window", "write_back_every"):
             value = getattr(self, name)
-            if name == "slots" and value is None:
+            if name != "update_window" and value is None:
                 continue
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be an integer of at least 1, not {value!r}.")

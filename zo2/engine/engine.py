@@ -21,9 +21,11 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from zo2.engine.abreast import Formation, InFile
+from zo2.engine.deferral import Deferral
 from zo2.engine.devicememory import Usage, out_of_memory_explained
 from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Corrections, Unit, partition
+from zo2.engine.pending import Pending
 from zo2.engine.placement import Placement, Plan
 from zo2.engine.record import Recorder
 from zo2.engine.resting import mark_resting, unmark
@@ -48,11 +50,11 @@ class Engine:
         placement: which units are streamed, and through what.
         arithmetic: how weights are updated and perturbed.
         unit_size: ``"block"`` or ``"leaf"``.
-        update_window: a sweep writes pending updates into the stored weights once so many wait.
+        update_window: a sweep makes a round of the pending updates once so many wait.
         progress: told the bytes of weights that have been taken in.
 
     Attributes:
-        pending: updates that not every stored weight has yet, oldest first.
+        pending: updates that not every stored weight has yet.
         need: device memory, by what it is for.
         formation: whether passes go through a unit one after another.
         before_pause: called when a pass is about to enter a unit: the weights of the last one go.
@@ -71,10 +73,9 @@ class Engine:
         self.model, self.device = model, device
         self._placement, self._arithmetic = placement, arithmetic
         self._unit_size, self._update_window = unit_size, update_window
-        self.pending: list[Update] = []
+        self.pending = Pending()
         self.formation: Formation = InFile()
         self.before_pause: Callable[[], None] = lambda: None
-        self._written: dict[Unit, int] = {}  # how many of `pending` a unit's base holds already
         self._lockstep: Lockstep | None = None
         self._recorder: Recorder | None = None
         self._recorded: set[Hashable] = set()  # the forms of call that were recorded
@@ -86,7 +87,9 @@ class Engine:
         if bounded:
             weakref.finalize(self, self._usage.limit, None)
         self._progress = progress
+        self._deferral = Deferral(placement.write_back_every)
         self._perturbations: tuple[Perturbation, ...] = ()  # of the sweep that runs
+        self._due: set[Unit] = set()  # units whose updated weights it stores
         self._ahead = 0  # parcels that it may update before passes reach them
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
         self._build()
@@ -107,7 +110,8 @@ class Engine:
         )
         self._set_order(self.units)
         self._never_run: list[Unit] = []
-        self._written = dict.fromkeys(self.units, 0)
+        trained = [unit for unit in self.units if self.store.layouts[unit].trained]
+        self.pending = Pending.of(trained, self.pending.open)
         self._returns_weights: set[Unit] = set()
         self._connect(plan)
         self.add_hooks()
@@ -143,6 +147,8 @@ class Engine:
             unit: self._stream if unit in self._streamed else in_place for unit in self.units
         }
         self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}
+        parcels = dict.fromkeys(self.store.resting[u] for u in self.units if u in self._streamed)
+        self._number = {unit: n for n, parcel in enumerate(parcels) for unit in parcel.bounds}
 
     def rebudget(self, budget: int) -> None:
         """Change the bytes of device memory that everything may take, and move weights by it.
@@ -161,7 +167,7 @@ class Engine:
     def _place_anew(self) -> None:
         """Under a budget: move weights to where they should rest by what passes now need.
 
-        Pending updates stay pending: when they are written decides how weights are rounded, and
+        Pending updates stay pending: of which a round is made decides how weights are rounded, and
         must not depend on where weights rest.
         """
         if self._placement.budget is None:
@@ -323,14 +329,36 @@ class Engine:
                     if self._usage.expect(self._usage.peak):
                         self._place_anew()
                 plain = not any(perturbation.scale for perturbation, _ in jobs)
-                write = plain or len(self.pending) >= self._update_window
+                if plain:
+                    self._bring_all_home()
+                elif self._makes_round():
+                    self._bring_home_in_turn()
                 with self._measured():
-                    results = self._run([Pass(p, body) for p, body in jobs], write, keep=plain)
+                    results = self._run([Pass(p, body) for p, body in jobs], keep=plain)
+                if (waited := self._stream.waited()) is not None and not plain:
+                    self._deferral.learn(waited)
             finally:
+                self._due = set()
                 self._rest()
             if self._usage.learn():
                 self._place_anew()
             return results
+
+    def _bring_all_home(self) -> None:
+        """Make a round of what is open, and let the next sweep store all weights."""
+        self.pending.make_round()
+        self._due = set(self.units)
+
+    def _bring_home_in_turn(self) -> None:
+        """Make a round of what is open, and let the next sweep store the weights that it should."""
+        self.pending.make_round()
+        self._deferral.begin()
+        self._due = {
+            unit
+            for unit in self.units
+            if unit not in self._streamed
+            or self._deferral.is_due(self._number[unit], self.pending.lacks(unit))
+        }
 
     def _record(self, body: Body) -> None:
         """Run one pass for itself, and correct the partition by what it reads where."""
@@ -351,7 +379,7 @@ class Engine:
 
         self._recorder = recorder
         try:
-            self._run([Pass(Perturbation(), recorded)], write=False)
+            self._run([Pass(Perturbation(), recorded)])
         finally:
             self._recorder = None
         if recorder.corrections != Corrections():
@@ -366,13 +394,13 @@ class Engine:
             self._set_order(recorder.order + self._never_run)
             self._stream.never_run = set(self._never_run)
 
-    def _run(self, passes: list[Pass], write: bool, keep: bool = False) -> list[Any]:
+    def _run(self, passes: list[Pass], keep: bool = False) -> list[Any]:
         self._perturbations = tuple(dict.fromkeys(one.perturbation for one in passes))
-        self._ahead = AHEAD * len(self._stream.buffers) if write else 0
+        self._ahead = AHEAD * len(self._stream.buffers)
         self._write_ahead(self._stream.borrow)
         for unit in self.units:
             self.store.hide(unit)
-        held = self._hold(passes, write)
+        held = self._hold(passes)
         with Lockstep(passes, self.model, keep) as lockstep:
             self._lockstep = lockstep
             try:
@@ -382,15 +410,14 @@ class Engine:
                 while waiting := [(one.at, one) for one in passes if one.at is not None]:
                     unit = min((at for at, _ in waiting), key=self._position.__getitem__)
                     here = [one for at, one in waiting if at is unit]
-                    self._visit(unit, here, held, write)
+                    self._visit(unit, here, held)
             finally:
                 self._lockstep = None
-        if write:
-            self._write_rest()
+        self._write_rest()
         self._fetch_ahead(self._order[-1])
         return [one.result for one in passes]
 
-    def _visit(self, unit: Unit, passes: list[Pass], held: _Held, write: bool) -> None:
+    def _visit(self, unit: Unit, passes: list[Pass], held: _Held) -> None:
         """Bring a unit to the device and take the waiting passes through it."""
         transfer = self._transfer[unit]
         base, acquired = transfer.acquire(unit), True
@@ -405,7 +432,7 @@ class Engine:
         try:
             for first in range(0, len(groups), at_once):
                 batch = groups[first : first + at_once]
-                weights = self._transform(unit, base, [p for p, _ in batch], copies, write)
+                weights = self._transform(unit, base, [p for p, _ in batch], copies)
                 if batch[-1] is groups[-1] and self._is_copied(unit, base, weights):
                     transfer.release(unit)  # what comes next need not wait for these passes
                     acquired = False
@@ -430,7 +457,7 @@ class Engine:
         return layout.trained == layout.nbytes and all(flat is not base for flat in flats)
 
     def _write_ahead(self, take: Callable[[Unit], torch.Tensor]) -> None:
-        """Apply the pending updates to the next parcel that has arrived and no pass has reached.
+        """Store the next parcel that has arrived, that is due, and that no pass has reached.
 
         Its way home, for which the link waits when a sweep begins, starts before the passes are
         there. One parcel for each unit that they go through: they should not be held up for long.
@@ -439,18 +466,19 @@ class Engine:
         """
         fetched = self._stream.fetched() if self._ahead else ()
         for units in fetched:
-            behind = [unit for unit in units if self._lacks_updates(unit)]
+            behind = [unit for unit in units if self._stores(unit)]
             if not behind:
                 continue
             if self._stream.has_arrived(behind[0]):
                 self._ahead -= 1
                 for unit in behind:
-                    self._transform(unit, take(unit), (), (), write=True)
+                    self._transform(unit, take(unit), (), ())
                     self._stream.put_back(unit)
             return
 
-    def _lacks_updates(self, unit: Unit) -> bool:
-        return unit.trainable and self._written[unit] < len(self.pending)
+    def _stores(self, unit: Unit) -> bool:
+        """Whether a unit's updated weights have yet to replace those that are stored."""
+        return unit in self._due and self.pending.lacks(unit) > 0
 
     def _fetch_ahead(self, unit: Unit) -> None:
         """Fetch what follows ``unit``; after the last one the next sweep's first."""
@@ -464,30 +492,30 @@ class Engine:
         base: torch.Tensor,
         perturbations: Sequence[Perturbation],
         copies: Sequence[torch.Tensor],
-        write: bool = False,
     ) -> list[torch.Tensor]:
         """The weights of each perturbation: in ``copies``, or ``base`` where nothing differs.
 
-        With ``write``, pending updates are applied to ``base`` first, and brought home.
+        Where the unit is due, ``base`` is updated first and brought home.
         """
-        layout = self.store.layouts[unit]
-        trained = layout.trained > 0
-        missing = tuple(self.pending[self._written[unit] :]) if trained else ()
-        write = write and bool(missing)
-        left = () if write else missing
+        layout, pending = self.store.layouts[unit], self.pending
+        write = self._stores(unit)
+        lacks = bool(pending.open) or (pending.lacks(unit) > 0 and not write)
         flats, targets = [], []
         for perturbation, copy in zip(perturbations, copies, strict=False):
-            differs = trained and (perturbation.scale != 0.0 or bool(left))
+            differs = layout.trained > 0 and (perturbation.scale != 0.0 or lacks)
             flats.append(copy if differs else base)
             if differs:
                 targets.append((self._perturbations.index(perturbation), copy))
         if write or targets:
-            changes = Changes(missing, self._perturbations)
+            changes = replace(self._changes(pending), held=pending.held(unit))
             self._arithmetic.transform(layout, base, changes, write, targets)
         if write:
             self._transfer[unit].written(unit)
-            self._written[unit] = len(self.pending)
+            pending.wrote(unit)
         return flats
+
+    def _changes(self, pending: Pending) -> Changes:
+        return Changes(tuple(pending.rounds), tuple(pending.open), self._perturbations)
 
     def _tensors(self, unit: Unit, base: torch.Tensor, flat: torch.Tensor) -> list[torch.Tensor]:
         """A unit's weights in ``flat``; the frozen ones, which have no copies, in ``base``."""
@@ -509,17 +537,16 @@ class Engine:
         return self._views[key]
 
     def _write_rest(self) -> None:
-        """Apply the pending updates to every unit that lacks them; then none is pending."""
+        """Store the updated weights of every unit that is due and that no pass has reached."""
         for unit in self._order:
-            if self._lacks_updates(unit):
-                self._transform(unit, self._transfer[unit].acquire(unit), (), (), write=True)
+            if self._stores(unit):
+                self._transform(unit, self._transfer[unit].acquire(unit), (), ())
                 self._transfer[unit].release(unit)
-        self.pending.clear()
-        self._written = dict.fromkeys(self.units, 0)
+        self.pending.forget()
 
     # -- held weights ---------------------------------------------------------------------
 
-    def _hold(self, passes: list[Pass], write: bool) -> _Held:
+    def _hold(self, passes: list[Pass]) -> _Held:
         """A private copy of the held weights for every perturbation of the sweep."""
         held: _Held = {}
         perturbations = list(dict.fromkeys(one.perturbation for one in passes))
@@ -529,7 +556,7 @@ class Engine:
             transfer, layout = self._transfer[unit], self.store.layouts[unit]
             base = transfer.acquire(unit)
             copies = [torch.empty_like(base) for _ in perturbations]
-            flats = self._transform(unit, base, perturbations, copies, write)
+            flats = self._transform(unit, base, perturbations, copies)
             for perturbation, flat in zip(perturbations, flats, strict=True):
                 held.setdefault(perturbation, []).append((unit, layout.views(flat)))
             transfer.release(unit)
@@ -550,14 +577,23 @@ class Engine:
             return
         with _ordinary_tensors():
             self._take_back()
-            self._write_rest()
-            self._stream.finish()
+            self._bring_all_home()
+            self._catch_up()
 
     def _take_back(self) -> None:
         """Make the parameters ordinary ones, and take weights in that somebody has moved."""
         unmark(self.units)
         if not self.store.is_intact():
+            self._due = set(self.units)
+            self._catch_up()
             self.rebuild()
+
+    def _catch_up(self) -> None:
+        """Store the updated weights of all units that are due, outside a sweep."""
+        self._perturbations = ()
+        self._write_rest()
+        self._due = set()
+        self._stream.finish()
 
     def _rest(self) -> None:
         """End a sweep: parameters rest in the store, marked if they lack updates."""
@@ -568,20 +604,28 @@ class Engine:
 
     def push(self, update: Update) -> None:
         """Add a step's update to those pending."""
-        self.pending.append(update)
+        self.pending.open.append(update)
         mark_resting(self.units, self.settle)
 
     # -- what `zo2.engine.replay` needs -----------------------------------------------------
 
     def changes_of_sweep(self, perturbations: Sequence[Perturbation]) -> Changes:
         """What a sweep with these perturbations applies to the weights."""
-        return Changes(tuple(self.pending), tuple(dict.fromkeys(perturbations)))
+        pending = self.pending.copy()
+        if self._makes_round():
+            pending.make_round()
+        perturbations = tuple(dict.fromkeys(perturbations))
+        return Changes(tuple(pending.rounds), tuple(pending.open), perturbations)
 
     def kind_of_sweep(self) -> Hashable:
         """Sweeps of one kind queue the same work, apart from seeds and coefficients."""
-        terms = tuple(len(update.terms) for update in self.pending)
-        whole = not any(self._written.values())
-        return terms, whole, len(self.pending) >= self._update_window
+        rounds = [*self.pending.rounds, self.pending.open]
+        terms = tuple(tuple(len(update.terms) for update in one) for one in rounds)
+        return terms, self.pending.is_whole(), self._makes_round()
+
+    def _makes_round(self) -> bool:
+        """Whether the next sweep that perturbs weights makes a round of the open updates."""
+        return len(self.pending.open) >= self._update_window
 
     @property
     def streams(self) -> bool:
@@ -594,29 +638,23 @@ class Engine:
         return self.store.is_intact()
 
     def has_swept(self) -> None:
-        """A sweep with perturbations was done by other means."""
-        if len(self.pending) >= self._update_window:
-            self.pending.clear()
+        """A sweep with perturbations was done by other means; all weights are resident."""
+        if self._makes_round():
+            self.pending.make_round()
+            self.pending.all_wrote()
+            self.pending.forget()
 
-    def progress(self) -> tuple[list[Update], dict[Unit, int]]:
-        """What `go_back` takes."""
-        return list(self.pending), dict(self._written)
-
-    def go_back(self, progress: tuple[list[Update], dict[Unit, int]]) -> None:
-        """Forget a sweep that was not carried out."""
-        self.pending, self._written = progress
+    def go_back(self, pending: Pending) -> None:
+        """Forget a sweep that was not carried out: what was pending before is so again."""
+        self.pending = pending
 
     def is_last(self, update: Update) -> bool:
-        """Whether ``update`` is the last one pending and no unit holds it yet."""
-        return (
-            bool(self.pending)
-            and self.pending[-1] is update
-            and all(count < len(self.pending) for count in self._written.values())
-        )
+        """Whether ``update`` is the last one pending and no weights have it yet."""
+        return bool(self.pending.open) and self.pending.open[-1] is update
 
     def pop(self) -> None:
         """Drop the last pending update."""
-        self.pending.pop()
+        self.pending.open.pop()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ lies in small tables on the device, so a launch is the same for every step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +21,7 @@ from zo2.directions.rank1 import Rank1
 from zo2.directions.words import LANES, SIGN_BLOCK, TILE, Purpose
 from zo2.engine import kernels
 from zo2.engine.partition import Weight
+from zo2.engine.pending import Round
 from zo2.engine.store import Layout
 from zo2.engine.updates import compose
 from zo2.engine.weights import Changes
@@ -64,34 +66,48 @@ class Segments:
 
 
 class Tables:
-    """Seeds and coefficients of a sweep on the device; its memory stays where it is."""
+    """Seeds and coefficients of a sweep on the device; its memory stays where it is.
 
-    def __init__(self, terms: int, perturbations: int, device: torch.device) -> None:
-        self.terms, self.perturbations = terms, perturbations
-        self.seeds = torch.empty(1 + perturbations + terms, dtype=torch.int64, device=device)
-        self.numbers = torch.empty(2 + perturbations + 2 * terms, device=device)
+    Args:
+        terms: of each round; the open updates count as the last one.
+        perturbations: how many.
+        device: a CUDA device.
+    """
+
+    def __init__(self, terms: tuple[int, ...], perturbations: int, device: torch.device) -> None:
+        self.rounds, self.terms, self.perturbations = len(terms), sum(terms), perturbations
+        # of a round's terms, as kernels are compiled for them: none, one, or any number
+        self.of_each = terms[0] if set(terms) in ({0}, {1}) else 2
+        count = perturbations + self.terms + 2 * self.rounds + 1
+        self.seeds = torch.empty(count, dtype=torch.int64, device=device)
+        self.numbers = torch.empty(perturbations + 2 * (self.rounds + self.terms), device=device)
+        self._starts = list(accumulate(terms, initial=0))
         self._holds: Changes | None = None
 
     def hold(self, changes: Changes) -> bool:
-        """Whether kernels find here what ``changes`` says: all of a sweep's, or no updates."""
-        return self._holds is not None and (
-            changes.perturbations == self._holds.perturbations
-            and changes.updates in ((), self._holds.updates)
-        )
+        """Whether kernels find here what ``changes`` says."""
+        return changes == self._holds
 
     def fill(self, changes: Changes) -> None:
         """Copy what ``changes`` says to the device."""
-        plain, decayed = (compose(changes.updates, decayed) for decayed in (False, True))
-        seeds = [plain.rounding_seed]
-        seeds += [one.seed for one in changes.perturbations]
-        seeds += [seed for seed, _ in plain.terms]
-        numbers = [plain.scale, decayed.scale]
-        numbers += [one.scale for one in changes.perturbations]
-        numbers += [coefficient for one in (plain, decayed) for _, coefficient in one.terms]
+        rounds = _with_open(changes)
+        plain, decayed = ([compose(one, decayed) for one in rounds] for decayed in (False, True))
+        seeds = [one.seed for one in changes.perturbations]
+        seeds += [seed for one in plain for seed, _ in one.terms]
+        seeds += [one.rounding_seed for one in plain]
+        seeds += self._starts
+        numbers = [one.scale for one in changes.perturbations]
+        numbers += [one.scale for pair in zip(plain, decayed, strict=True) for one in pair]
+        numbers += [c for either in (plain, decayed) for one in either for _, c in one.terms]
         pin = self.seeds.device.type == "cuda"  # so that the host need not wait for the device
         self.seeds.copy_(torch.tensor(seeds, pin_memory=pin), non_blocking=True)
         self.numbers.copy_(torch.tensor(numbers, pin_memory=pin), non_blocking=True)
         self._holds = changes
+
+
+def _with_open(changes: Changes) -> tuple[Round, ...]:
+    """The rounds, and the open updates as one more."""
+    return (*changes.rounds, changes.open) if changes.open else changes.rounds
 
 
 class FusedArithmetic:
@@ -107,7 +123,7 @@ class FusedArithmetic:
         self._family = FAMILIES[type(family)]
         self._stochastic, self._device = stochastic_rounding, device
         self._segments: WeakKeyDictionary[Layout, list[Segments]] = WeakKeyDictionary()
-        self._tables: dict[tuple[int, int], Tables] = {}
+        self._tables: dict[tuple[tuple[int, ...], int], Tables] = {}
         self._latest: Tables | None = None
         self._factors = torch.empty(0, dtype=torch.int8, device=device)
         self._lanes = torch.arange(LANES, dtype=torch.int32, device=device)
@@ -122,20 +138,20 @@ class FusedArithmetic:
     ) -> None:
         if layout not in self._segments:
             self._segments[layout] = segments_of(layout, self._device)
-        tables = self.load(changes)
-        update = bool(changes.updates)
+        tables = self.load(replace(changes, held=0))
         with torch.cuda.device_of(base):  # Triton launches on the current device
             for first in range(0, max(len(targets), 1), 2):
                 for segments in self._segments[layout]:
                     pair = targets[first : first + 2]
-                    self._launch(segments, base, changes, tables, update, write, pair)
+                    self._launch(segments, base, changes, tables, write, pair)
                 if write:  # what follows starts from the updated weights
-                    update = write = False
+                    write, changes = False, replace(changes, held=len(changes.rounds))
 
     def load(self, changes: Changes) -> Tables:
-        """Bring what ``changes`` says to the device, where kernels will read it."""
+        """Bring all that ``changes`` says to the device, where kernels will read it."""
         if self._latest is None or not self._latest.hold(changes):
-            size = sum(len(one.terms) for one in changes.updates), len(changes.perturbations)
+            terms = tuple(sum(len(u.terms) for u in one) for one in _with_open(changes))
+            size = terms, len(changes.perturbations)
             if size not in self._tables:
                 self._tables[size] = Tables(*size, self._device)
             self._latest = self._tables[size]
@@ -148,10 +164,10 @@ class FusedArithmetic:
         base: torch.Tensor,
         changes: Changes,
         tables: Tables,
-        update: bool,
         write: bool,
         pair: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
+        lacking = tables.rounds - changes.held
         flat = base.view(segments.dtype)
         outs = [out.view(segments.dtype) for _, out in pair]
         indices = [index for index, _ in pair]
@@ -163,18 +179,21 @@ class FusedArithmetic:
             segments.table,
             tables.seeds,
             tables.numbers,
-            self._fill_factors(segments, tables, update),
+            self._fill_factors(segments, tables, lacking > 0),
             self._lanes,
             segments.width,
             tables.perturbations,
             tables.terms,
+            tables.rounds,
+            changes.held,
             indices[0] if indices else 0,
             indices[1] if len(indices) > 1 else 0,
             SEGMENTS=segments.table.shape[1],
             PAIRS=segments.pairs,
             FAMILY=self._family,
-            UPDATE=update,
-            TERMS=min(tables.terms, 2) if update else 0,
+            UPDATES=min(lacking, 2),
+            TERMS=tables.of_each if lacking else 0,
+            OPEN=bool(changes.open),
             WRITE=write,
             STOCHASTIC=self._stochastic,
             OUTS=len(outs),
@@ -184,9 +203,9 @@ class FusedArithmetic:
             enable_fp_fusion=False,
         )
 
-    def _fill_factors(self, segments: Segments, tables: Tables, update: bool) -> torch.Tensor:
+    def _fill_factors(self, segments: Segments, tables: Tables, updates: bool) -> torch.Tensor:
         """For rank1, the signs of all seeds that a launch needs, for these weights."""
-        seeds = tables.perturbations + (tables.terms if update else 0)
+        seeds = tables.perturbations + (tables.terms if updates else 0)
         if self._family != kernels.RANK1 or not seeds:
             return self._factors
         if self._factors.numel() < seeds * segments.width + MASKED:
@@ -208,8 +227,8 @@ class FusedArithmetic:
 def segments_of(layout: Layout, device: torch.device) -> list[Segments]:
     """A unit's trainable weights, by precision."""
     placed: dict[torch.dtype, list[tuple[Weight, int]]] = {}
-    for weight, offset in zip(layout.weights, layout.offsets, strict=True):
-        if weight.trainable and weight.shape.numel:
+    for weight, offset, trained in zip(layout.weights, layout.offsets, layout.trains, strict=True):
+        if trained and weight.shape.numel:
             placed.setdefault(weight.parameter.dtype, []).append((weight, offset))
     return [_segments(dtype, weights, device) for dtype, weights in placed.items()]
 

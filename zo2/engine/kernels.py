@@ -17,9 +17,11 @@ Tables that kernels read:
                number), first element in the flat buffer, number of elements, parameter index,
                whether it is decayed, columns and rows of a matrix, and where its row and column
                signs lie in `factors`
-    seeds      int64: rounding seed, seeds of the P perturbations, seeds of the n terms
-    numbers    float32: scales of weights that are not and that are decayed, scales of the
-               perturbations, coefficients of the terms for weights not decayed, and for decayed
+    seeds      int64: seeds of the P perturbations, seeds of the n terms of all rounds, rounding
+               seeds of the R rounds, and where in the terms each round begins (R + 1)
+    numbers    float32: scales of the perturbations, of each round the scales of weights that are
+               not and that are decayed, coefficients of the terms for weights not decayed, and for
+               decayed
     factors    int8 (P + n, width): for rank1, the signs of all seeds; element 0 of a row is 1, and
                streams of signs begin at multiples of 16, as do rows
     lanes      int32 (256): 0, 1, 2, ...; what is computed from a load lies in threads as what is
@@ -50,7 +52,7 @@ _NAN = tl.constexpr(0x7FC00000)
 
 _jit = functools.partial(
     triton.jit,
-    do_not_specialize=["width", "perturbations", "terms", "first", "second"],
+    do_not_specialize=["width", "perturbations", "terms", "rounds", "held", "first", "second"],
 )
 
 
@@ -121,7 +123,7 @@ def _z(
     elif FAMILY == _RANK1:
         columns = tl.load(segment + 5 * SEGMENTS).to(tl.int32)
         rows = tl.load(segment + 6 * SEGMENTS).to(tl.int32)
-        own = factors + tl.multiple_of((index - 1).to(tl.int64) * width, 16)
+        own = factors + tl.multiple_of(index.to(tl.int64) * width, 16)
         u = own + tl.load(segment + 7 * SEGMENTS)
         v = own + tl.multiple_of(tl.load(segment + 8 * SEGMENTS), 16)
         at = tl.arange(0, _LANES)
@@ -159,15 +161,69 @@ def _round_stochastically(value, bits, HALF: tl.constexpr):
 
 
 @triton.jit
-def _keep(base, inside, value, bits, ROUNDS: tl.constexpr):
-    """Store an updated plane in the weights' precision; returns what is stored, in float32."""
-    kind: tl.constexpr = base.dtype.element_ty
-    if ROUNDS:
-        kept = _round_stochastically(value, bits, kind == tl.float16)
+def _rounded(value, bits, KIND: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """An updated plane in the weights' precision."""
+    if STOCHASTIC:
+        rounded = _round_stochastically(value, bits, tl.float16 == KIND)
     else:
-        kept = value.to(kind)
-    tl.store(base + tl.arange(0, _LANES), kept, mask=inside)
-    return kept.to(tl.float32)
+        rounded = value.to(KIND)
+    return rounded
+
+
+@triton.jit
+def _moved(
+    x0, x1, x2, x3, first, end, word, coefficients, seeds, perturbations, factors, width, lane,
+    tile, row, column, i0, i1, i2, i3, parameter, segment,
+    SEGMENTS: tl.constexpr, FAMILY: tl.constexpr, TERMS: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """Four planes moved along the terms from ``first`` to ``end``, at least one."""
+    c = tl.load(coefficients + first)
+    z0, z1, z2, z3 = _z(
+        seeds, perturbations + first, factors, width, lane, word, tile, row, column,
+        i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, SPAN,
+    )  # fmt: skip
+    s0, s1, s2, s3 = z0 * c, z1 * c, z2 * c, z3 * c
+    if TERMS > 1:
+        for k in range(first + 1, end):
+            c = tl.load(coefficients + k)
+            next_word = 0
+            if FAMILY == _RADEMACHER:
+                next_word = _signs_of_block(
+                    seeds, perturbations + k, lane, tile // 8, parameter, _SIGN
+                )
+            z0, z1, z2, z3 = _z(
+                seeds, perturbations + k, factors, width, lane, next_word, tile, row, column,
+                i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, SPAN,
+            )  # fmt: skip
+            s0, s1, s2, s3 = s0 + z0 * c, s1 + z1 * c, s2 + z2 * c, s3 + z3 * c
+    return x0 + s0, x1 + s1, x2 + s2, x3 + s3
+
+
+@triton.jit
+def _updated(
+    x0, x1, x2, x3, update, first, word, seeds, numbers, factors, width, lane, tile, row, column,
+    i0, i1, i2, i3, parameter, segment, decayed, perturbations, terms, rounds,
+    SEGMENTS: tl.constexpr, FAMILY: tl.constexpr, TERMS: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """Four planes after round ``update``, whose terms begin with the one at ``first``."""
+    scale = tl.load(numbers + perturbations + 2 * update + decayed)
+    x0, x1, x2, x3 = x0 * scale, x1 * scale, x2 * scale, x3 * scale
+    coefficients = numbers + perturbations + 2 * rounds + decayed * terms
+    if TERMS == 1:
+        x0, x1, x2, x3 = _moved(
+            x0, x1, x2, x3, first, first, word, coefficients, seeds, perturbations, factors, width,
+            lane, tile, row, column, i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, TERMS,
+            SPAN,
+        )  # fmt: skip
+    if TERMS > 1:
+        end = tl.load(seeds + perturbations + terms + rounds + update + 1).to(tl.int32)
+        if first < end:
+            x0, x1, x2, x3 = _moved(
+                x0, x1, x2, x3, first, end, word, coefficients, seeds, perturbations, factors,
+                width, lane, tile, row, column, i0, i1, i2, i3, parameter, segment, SEGMENTS,
+                FAMILY, TERMS, SPAN,
+            )  # fmt: skip
+    return x0, x1, x2, x3
 
 
 @triton.jit
@@ -189,17 +245,19 @@ def _put_planes(out, i0, i1, i2, i3, x0, x1, x2, x3, z0, z1, z2, z3, scale):
 @_jit
 def transform(
     base, out0, out1, segments, seeds, numbers, factors, lanes, width, perturbations, terms,
-    first, second,
-    SEGMENTS: tl.constexpr, PAIRS: tl.constexpr, FAMILY: tl.constexpr, UPDATE: tl.constexpr,
-    TERMS: tl.constexpr, WRITE: tl.constexpr, STOCHASTIC: tl.constexpr, OUTS: tl.constexpr,
-    SHARED: tl.constexpr, SPAN: tl.constexpr,
+    rounds, held, first, second,
+    SEGMENTS: tl.constexpr, PAIRS: tl.constexpr, FAMILY: tl.constexpr, UPDATES: tl.constexpr,
+    TERMS: tl.constexpr, OPEN: tl.constexpr, WRITE: tl.constexpr, STOCHASTIC: tl.constexpr,
+    OUTS: tl.constexpr, SHARED: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Update a unit's weights and write up to two perturbed copies.
 
-    ``UPDATE``: updates are pending, with no direction (decay alone), one or several as ``TERMS`` is
-    0, 1 or 2. ``WRITE``: the updated weights replace ``base``. ``OUTS`` copies go to ``out0`` and
-    ``out1``, by perturbations ``first`` and ``second``, which have one seed if ``SHARED``.
-    ``SPAN``: of a matrix a tile meets one row, at most two, or any number, as it is 0, 1 or 2.
+    ``UPDATES``: the weights lack none of the ``rounds``, the last one, or all from ``held`` on, as
+    it is 0, 1 or 2. ``TERMS``: a round has no direction (decay alone), one, or any number, as it is
+    0, 1 or 2. ``OPEN``: the result of the last round is not rounded. ``WRITE``: it replaces
+    ``base``. ``OUTS`` copies go to ``out0`` and ``out1``, by perturbations ``first`` and
+    ``second``, which have one seed if ``SHARED``. ``SPAN``: of a matrix a tile meets one row, at
+    most two, or any number, as it is 0, 1 or 2.
 
     Loops are not unrolled: for sm_90 that keeps an update with two copies at 23 KB of instructions
     and 71 registers, where both tiles of a pair at once would be 40 KB and 96.
@@ -215,17 +273,24 @@ def transform(
     decayed = tl.load(segment + 4 * SEGMENTS)
     at = tl.arange(0, _LANES)
     lane = tl.load(lanes + at)
-    rounds: tl.constexpr = STOCHASTIC and base.dtype.element_ty != tl.float32
+    kind: tl.constexpr = base.dtype.element_ty
+    stochastic: tl.constexpr = STOCHASTIC and kind != tl.float32
+    rounding = perturbations + terms  # where the seeds of rounding begin
+    starts = seeds + rounding + rounds
+    last = rounds - 1
 
+    block = first_pair // 4
+    last_term = last
+    if TERMS > 1:
+        last_term = tl.load(starts + last).to(tl.int32)
     old, new, other = 0, 0, 0  # for rademacher, the signs of the program's elements
     if FAMILY == _RADEMACHER:
-        block = first_pair // 4
         if TERMS:
-            old = _signs_of_block(seeds, 1 + perturbations, lane, block, parameter, _SIGN)
+            old = _signs_of_block(seeds, perturbations + last_term, lane, block, parameter, _SIGN)
         if OUTS >= 1:
-            new = _signs_of_block(seeds, 1 + first, lane, block, parameter, _SIGN)
+            new = _signs_of_block(seeds, first, lane, block, parameter, _SIGN)
         if OUTS >= 2 and not SHARED:
-            other = _signs_of_block(seeds, 1 + second, lane, block, parameter, _SIGN)
+            other = _signs_of_block(seeds, second, lane, block, parameter, _SIGN)
     row, column = 0, 0  # for rank1, the place of a tile's first element
     if FAMILY == _RANK1:
         columns = tl.load(segment + 5 * SEGMENTS)
@@ -236,8 +301,10 @@ def transform(
     for step in range(0, tl.minimum(PAIRS, tl.cdiv(numel, 2 * _TILE) - first_pair)):
         pair = first_pair + step
         r0, r1, r2, r3 = 0, 0, 0, 0
-        if WRITE and rounds:
-            r0, r1, r2, r3 = _counted(seeds, 0, lane, pair * _LANES, parameter, _ROUNDING)
+        if UPDATES and stochastic and not OPEN:
+            r0, r1, r2, r3 = _counted(
+                seeds, rounding + last, lane, pair * _LANES, parameter, _ROUNDING
+            )
         for upper in range(2):
             tile = 2 * pair + upper
             left = tl.minimum(numel - tile * _TILE, _TILE)
@@ -251,51 +318,66 @@ def transform(
             x2 = tl.load(own + 2 * _LANES + at, mask=i2, other=0.0).to(tl.float32)
             x3 = tl.load(own + 3 * _LANES + at, mask=i3, other=0.0).to(tl.float32)
 
-            if UPDATE:
-                scale = tl.load(numbers + decayed)
-                x0, x1, x2, x3 = x0 * scale, x1 * scale, x2 * scale, x3 * scale
-                if TERMS:
-                    coefficients = numbers + 2 + perturbations + decayed * terms
-                    c = tl.load(coefficients)
-                    z0, z1, z2, z3 = _z(
-                        seeds, 1 + perturbations, factors, width, lane, old, tile, row, column,
-                        i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, SPAN,
-                    )  # fmt: skip
-                    s0, s1, s2, s3 = z0 * c, z1 * c, z2 * c, z3 * c
+            if UPDATES > 1:
+                for update in range(held, last):
+                    term = update
                     if TERMS > 1:
-                        for k in range(1, terms):
-                            c = tl.load(coefficients + k)
-                            index = 1 + perturbations + k
-                            word = 0
-                            if FAMILY == _RADEMACHER:
-                                block = first_pair // 4
-                                word = _signs_of_block(seeds, index, lane, block, parameter, _SIGN)
-                            z0, z1, z2, z3 = _z(
-                                seeds, index, factors, width, lane, word, tile, row, column,
-                                i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, SPAN,
-                            )  # fmt: skip
-                            s0, s1, s2, s3 = s0 + z0 * c, s1 + z1 * c, s2 + z2 * c, s3 + z3 * c
-                    x0, x1, x2, x3 = x0 + s0, x1 + s1, x2 + s2, x3 + s3
-                if WRITE:
-                    x0 = _keep(own, i0, x0, r0, rounds)
-                    x1 = _keep(own + _LANES, i1, x1, r1, rounds)
-                    x2 = _keep(own + 2 * _LANES, i2, x2, r2, rounds)
-                    x3 = _keep(own + 3 * _LANES, i3, x3, r3, rounds)
-                    if rounds:
+                        term = tl.load(starts + update).to(tl.int32)
+                    word = 0
+                    if FAMILY == _RADEMACHER and TERMS:
+                        word = _signs_of_block(
+                            seeds, perturbations + term, lane, block, parameter, _SIGN
+                        )
+                    x0, x1, x2, x3 = _updated(
+                        x0, x1, x2, x3, update, term, word, seeds, numbers, factors, width, lane,
+                        tile, row, column, i0, i1, i2, i3, parameter, segment, decayed,
+                        perturbations, terms, rounds, SEGMENTS, FAMILY, TERMS, SPAN,
+                    )  # fmt: skip
+                    b0, b1, b2, b3 = 0, 0, 0, 0
+                    if stochastic:
+                        b0, b1, b2, b3 = _counted(
+                            seeds, rounding + update, lane, pair * _LANES, parameter, _ROUNDING
+                        )
+                        half = (tile % 2 * 16).to(tl.uint32)
+                        b0, b1, b2, b3 = b0 >> half, b1 >> half, b2 >> half, b3 >> half
+                    x0 = _rounded(x0, b0, kind, stochastic).to(tl.float32)
+                    x1 = _rounded(x1, b1, kind, stochastic).to(tl.float32)
+                    x2 = _rounded(x2, b2, kind, stochastic).to(tl.float32)
+                    x3 = _rounded(x3, b3, kind, stochastic).to(tl.float32)
+            if UPDATES:
+                x0, x1, x2, x3 = _updated(
+                    x0, x1, x2, x3, last, last_term, old, seeds, numbers, factors, width, lane,
+                    tile, row, column, i0, i1, i2, i3, parameter, segment, decayed, perturbations,
+                    terms, rounds, SEGMENTS, FAMILY, TERMS, SPAN,
+                )  # fmt: skip
+                if not OPEN:
+                    y0 = _rounded(x0, r0, kind, stochastic)
+                    y1 = _rounded(x1, r1, kind, stochastic)
+                    y2 = _rounded(x2, r2, kind, stochastic)
+                    y3 = _rounded(x3, r3, kind, stochastic)
+                    if stochastic:
                         r0, r1, r2, r3 = r0 >> 16, r1 >> 16, r2 >> 16, r3 >> 16
+                    if WRITE:
+                        tl.store(own + at, y0, mask=i0)
+                        tl.store(own + _LANES + at, y1, mask=i1)
+                        tl.store(own + 2 * _LANES + at, y2, mask=i2)
+                        tl.store(own + 3 * _LANES + at, y3, mask=i3)
+                    x0, x1, x2, x3 = (
+                        y0.to(tl.float32), y1.to(tl.float32), y2.to(tl.float32), y3.to(tl.float32)
+                    )  # fmt: skip
 
             if OUTS >= 1:
-                scale = tl.load(numbers + 2 + first)
+                scale = tl.load(numbers + first)
                 z0, z1, z2, z3 = _z(
-                    seeds, 1 + first, factors, width, lane, new, tile, row, column,
+                    seeds, first, factors, width, lane, new, tile, row, column,
                     i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, SPAN,
                 )  # fmt: skip
                 _put_planes(out0 + here, i0, i1, i2, i3, x0, x1, x2, x3, z0, z1, z2, z3, scale)
             if OUTS >= 2:
-                scale = tl.load(numbers + 2 + second)
+                scale = tl.load(numbers + second)
                 if not SHARED:
                     z0, z1, z2, z3 = _z(
-                        seeds, 1 + second, factors, width, lane, other, tile, row, column,
+                        seeds, second, factors, width, lane, other, tile, row, column,
                         i0, i1, i2, i3, parameter, segment, SEGMENTS, FAMILY, SPAN,
                     )  # fmt: skip
                 _put_planes(out1 + here, i0, i1, i2, i3, x0, x1, x2, x3, z0, z1, z2, z3, scale)
@@ -323,7 +405,7 @@ def signs(out, streams, seeds, width, STREAMS: tl.constexpr):
     parameter = tl.load(stream + 3 * STREAMS)
     purpose = tl.load(stream + 4 * STREAMS)
     lane = tl.arange(0, _LANES)
-    word = _signs_of_block(seeds, 1 + index, lane, block, parameter, purpose)[None, :]
+    word = _signs_of_block(seeds, index, lane, block, parameter, purpose)[None, :]
     bit = tl.arange(0, 32)[:, None]
     e = block * _SIGN_BLOCK + bit * _LANES + lane[None, :]
     row = out + index.to(tl.int64) * width + at

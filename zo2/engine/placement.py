@@ -106,6 +106,8 @@ class Placement:
         copies: stream through buffers even where the working device is the CPU, whose weights
             passes could use where they rest.
         budget: bytes of device memory for everything; keeps as much resident as fits.
+        write_back_every: sweeps from one way home of updated weights to the next; ``None`` adapts
+            it to what computation waits for.
     """
 
     blocks: frozenset[int] | None = None
@@ -113,6 +115,7 @@ class Placement:
     slots: int | None = None
     copies: bool = False
     budget: int | None = None
+    write_back_every: int | None = None
 
     def plan(
         self, units: Sequence[Unit], device: str, context: int = 0, activations: int = 0

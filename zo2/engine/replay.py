@@ -124,7 +124,7 @@ class Replays:
             for batch in batches
         ]
         graph = torch.cuda.CUDAGraph()
-        progress = self._engine.progress()
+        pending = self._engine.pending.copy()
         self._engine.formation = formation
         try:
             with (
@@ -133,7 +133,7 @@ class Replays:
             ):
                 result = sweep(own)
         except RuntimeError as error:
-            self._engine.go_back(progress)
+            self._engine.go_back(pending)
             first = next(iter(str(error).splitlines()), "")
             logger.warning("This model's passes cannot be a CUDA graph (%s).", first)
             return None

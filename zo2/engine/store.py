@@ -32,12 +32,14 @@ class Layout:
     """Where each weight of a unit lies in the unit's flat buffer: those that are trained first.
 
     Attributes:
+        trains: of each weight, whether it is trained.
         nbytes: size of the buffer.
         trained: how many of its bytes an update may change, from its beginning.
     """
 
     def __init__(self, weights: Sequence[Weight]) -> None:
         self.weights = weights
+        self.trains = [weight.trainable for weight in weights]
         offsets: dict[Weight, int] = {}
         self.nbytes = self.trained = 0
         for weight in sorted(weights, key=lambda weight: not weight.trainable):
@@ -135,7 +137,7 @@ class Store:
             lock = PageLock(nbytes)
             return lock.buffer, lock
         home = torch.device("cpu") if streamed else self._device
-        if only is not None and home.type == "cpu" and _stands_alone(only):
+        if only is not None and home.type == "cpu" and _stands_alone(only, nbytes):
             return only.view(-1).view(torch.uint8), None
         return _memory(nbytes, home), None
 
@@ -190,13 +192,13 @@ class Store:
         )
 
 
-def _stands_alone(data: torch.Tensor) -> bool:
+def _stands_alone(data: torch.Tensor, nbytes: int) -> bool:
     """Whether a tensor is the only user of its storage and can serve as a buffer as it is."""
     return (
         data.device.type == "cpu"
         and data.untyped_storage().resizable()  # torch's own memory: no mapped file, no numpy array
         and data.is_contiguous()
-        and data.untyped_storage().nbytes() == data.numel() * data.element_size()
+        and data.untyped_storage().nbytes() == data.numel() * data.element_size() == nbytes
         and data.data_ptr() % ALIGNMENT == 0
     )
 

@@ -75,6 +75,12 @@ class Transfer(Protocol):
         """Whether nothing is fetched ahead or on its way home."""
         ...
 
+    def waited(self) -> float | None:
+        """For what share of the time the computation of the sweep before the one that has just been
+        queued waited for copies; ``None`` if it is not known.
+        """
+        ...
+
 
 class InPlace:
     """Units whose resting buffer is on the working device."""
@@ -108,6 +114,9 @@ class InPlace:
     def finish(self) -> None:
         pass
 
+    def waited(self) -> float | None:
+        return None
+
     is_idle = True
     buffers: Sequence[torch.Tensor] = ()
 
@@ -126,7 +135,11 @@ class Lanes(Protocol):
         ...
 
     def compute_after(self, event: Event) -> None:
-        """Let computation queued from now on wait for ``event``."""
+        """Let computation queued from now on wait for ``event``, the end of an upload."""
+        ...
+
+    def waited(self) -> float | None:
+        """As `Transfer.waited`."""
         ...
 
     def has_happened(self, event: Event) -> bool:
@@ -149,6 +162,9 @@ class HostLanes:
 
     def compute_after(self, event: Event) -> None:
         pass
+
+    def waited(self) -> float | None:
+        return None
 
     def has_happened(self, event: Event) -> bool:
         return True
@@ -180,7 +196,8 @@ class Way:
                 if event is not None:
                     self.stream.wait_event(event)
             to.copy_(source, non_blocking=True)
-            self.last = self.stream.record_event()
+            self.last = torch.cuda.Event(enable_timing=True)
+            self.last.record(self.stream)
         self.stream, self._other = self._other, self.stream
         return self.last
 
@@ -195,6 +212,9 @@ class CudaLanes:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._up, self._down = Way(device), Way(device)
+        # of this sweep and the one before: when computation was there, and what it waited for
+        self._waits: list[tuple[Event, Event]] = []
+        self._earlier: list[tuple[Event, Event]] = []
 
     def upload(self, to: torch.Tensor, source: torch.Tensor, after: Sequence[Event]) -> Event:
         return self._up.copy(to, source, after)
@@ -206,7 +226,18 @@ class CudaLanes:
         return torch.cuda.current_stream(self._device).record_event()
 
     def compute_after(self, event: Event) -> None:
-        torch.cuda.current_stream(self._device).wait_event(event)
+        stream = torch.cuda.current_stream(self._device)
+        there = torch.cuda.Event(enable_timing=True)
+        there.record(stream)
+        stream.wait_event(event)
+        self._waits.append((there, event))
+
+    def waited(self) -> float | None:
+        waits, self._earlier, self._waits = self._earlier, self._waits, []
+        if len(waits) < 2 or not all(event.query() for event in waits[-1]):
+            return None
+        whole = waits[0][0].elapsed_time(waits[-1][0])
+        return float(sum(max(there.elapsed_time(come), 0.0) for there, come in waits) / whole)
 
     def has_happened(self, event: Event) -> bool:
         return bool(event.query())
@@ -327,6 +358,9 @@ class Slots:
     def is_idle(self) -> bool:
         return not self._holding
 
+    def waited(self) -> float | None:
+        return self._lanes.waited()
+
     @property
     def buffers(self) -> Sequence[torch.Tensor]:
         return [slot.buffer for slot in self._slots]
@@ -356,7 +390,7 @@ class Slots:
         slot.ready = self._lanes.upload(slot.buffer[: parcel.nbytes], parcel.flat, after)
         slot.parcel, slot.used, slot.saved = parcel, None, None
         slot.to_come, slot.reached = parcel.bounds.keys() - self.never_run, False
-        slot.stale = _trainable(parcel)
+        slot.stale = self._trained(parcel)
         self._holding[parcel] = slot
         return slot
 
@@ -377,7 +411,10 @@ class Slots:
             done = self._lanes.write_back(parcel.flat[part], slot.buffer[part], after)
             self._home[parcel] = slot.saved = done
         slot.unsaved = set()
-        slot.stale = slot.stale or _trainable(parcel)
+        slot.stale = slot.stale or self._trained(parcel)
+
+    def _trained(self, parcel: Resting) -> set[Unit]:
+        return {unit for unit in parcel.bounds if self._store.layouts[unit].trained}
 
 
 def _pieces(part: slice) -> list[slice]:
@@ -388,10 +425,6 @@ def _pieces(part: slice) -> list[slice]:
     return [
         slice(start, min(start + step, part.stop)) for start in range(part.start, part.stop, step)
     ]
-
-
-def _trainable(parcel: Resting) -> set[Unit]:
-    return {unit for unit in parcel.bounds if unit.trainable}
 
 
 def _joined(parts: Iterable[slice]) -> list[slice]:

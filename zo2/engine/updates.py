@@ -1,11 +1,10 @@
 """Updates that are decided but not yet written into the stored weights.
 
-What a step decides is tiny: seeds, coefficients, and a decay. The weights at any time are the
-stored base with these applied,
+What a step decides is tiny: seeds, coefficients, and a decay. Applied to weights, several are
 
     W_t = (prod_k a_k) W_0 + sum_k (prod_{j > k} a_j) sum_i c_ki z(seed_ki),     a_k = 1 - decay_k
 
-summed in float32 and rounded once. The list is a few bytes per step.
+summed in float32. The list is a few bytes per step.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ import torch
 from zo2.directions import Family, ParameterShape
 from zo2.directions.streams import fill_halves
 from zo2.directions.words import Purpose
+from zo2.engine.pending import Round
 from zo2.engine.store import Layout
-from zo2.engine.updates import Affine, Update, compose
+from zo2.engine.updates import Affine, compose
 from zo2.methods import Perturbation
 
 # Elements of a chunk. On a CPU, z and the weights of a chunk stay in the second-level cache; on a
@@ -30,15 +31,24 @@ SMALLEST_NORMAL = 2.0**-14  # of float16, without those below that have fewer di
 
 @dataclass(frozen=True)
 class Changes:
-    """What a sweep does to a unit's weights.
+    """What a sweep does to weights, and how far a unit's are.
 
     Attributes:
-        updates: pending updates that the weights lack, oldest first.
+        rounds: of updates, oldest first; the weights are rounded after each.
+        open: updates of no round yet: weights with these are not rounded before they are
+            perturbed, and not stored.
         perturbations: of the sweep's passes; they apply to the updated weights.
+        held: how many of the rounds the stored weights have.
     """
 
-    updates: tuple[Update, ...]
+    rounds: tuple[Round, ...] = ()
+    open: Round = ()
     perturbations: tuple[Perturbation, ...] = ()
+    held: int = 0
+
+    @property
+    def lacking(self) -> tuple[Round, ...]:
+        return self.rounds[self.held :]
 
 
 class Arithmetic(Protocol):
@@ -58,8 +68,7 @@ class Arithmetic(Protocol):
             layout: where the weights lie in the flat buffers.
             base: the unit's weights, 1-D uint8.
             changes: what to apply.
-            write: whether the updated weights, rounded to their precision, replace ``base``;
-                perturbations are then added to the rounded ones.
+            write: whether the weights after the last round replace ``base``.
             targets: (index of a perturbation, 1-D uint8 buffer for its copy) pairs. Frozen
                 weights are left out of the copies.
         """
@@ -99,14 +108,15 @@ class TorchArithmetic:
         perturbations = [changes.perturbations[index] for index, _ in targets]
         copies = [layout.views(flat) for _, flat in targets]
         for k, (weight, tensor) in enumerate(zip(layout.weights, layout.views(base), strict=True)):
-            if not weight.trainable:
+            if not layout.trains[k]:
                 continue
-            update = compose(changes.updates, weight.decayed)
-            if write:
-                self.apply(tensor, weight.shape, update)
-                update = Affine()
+            outs = [views[k] for views in copies]
+            if changes.lacking and not write:
+                tensor = outs[-1].copy_(tensor)  # the last one to be perturbed
+            for updates in changes.lacking:
+                self.apply(tensor, weight.shape, compose(updates, weight.decayed))
             if targets:
-                outs = [views[k] for views in copies]
+                update = compose(changes.open, weight.decayed)
                 self.perturb(tensor, weight.shape, update, perturbations, outs)
 
     def apply(self, base: torch.Tensor, shape: ParameterShape, update: Affine) -> None:
@@ -139,7 +149,8 @@ class TorchArithmetic:
     ) -> None:
         """``out_i <- round(pending(base) + scale_i * z(seed_i))`` for each perturbation.
 
-        Perturbations of one seed that stand next to each other share one z.
+        Perturbations of one seed that stand next to each other share one z. The last of ``outs``
+        may be ``base``.
         """
         flat, flats = base.view(-1), [out.view(-1) for out in outs]
         chunk = CHUNK[base.device.type]

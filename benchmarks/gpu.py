@@ -25,7 +25,7 @@ from benchmarks import mezo
 
 BUDGETS = {
     "opt-1.3b": "1.9GB,2.4GB,4GB",
-    "opt-13b": "3.1GB,6GB,12GB,18GB,24GB,40GB",
+    "opt-13b": "2.9GB,3.1GB,6GB,12GB,18GB,24GB,40GB",
     "opt-30b": "4.4GB,8GB,16GB,32GB",
 }
 

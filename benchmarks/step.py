@@ -34,7 +34,7 @@ from zo2.engine.deferral import MOST
 from zo2.engine.store import PageLock
 from zo2.engine.transfer import CudaLanes, Way
 
-WARM = 3  # steps before those that count
+WARM = MOST  # steps before those that count: by then it is settled how often weights go home
 
 
 def used_before() -> int:
@@ -43,13 +43,15 @@ def used_before() -> int:
     return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout) * 2**20
 
 
-def seconds(run: Any, steps: int) -> dict[str, float]:
+def seconds(run: Any, steps: int, begin: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Seconds from one step's loss to the next one's, as a training loop sees them.
 
     The device is not made to finish in between: what is copied beside the next step counts there.
+    ``begin`` is called when the first of the steps that count begins.
     """
-    for _ in range(min(steps, WARM)):
+    for _ in range(WARM):
         run()
+    begin()
     times, start = [], time.perf_counter()
     for _ in range(steps):
         run()
@@ -153,14 +155,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         engine = model._zo.engine
         if budget != budgets[0]:
             engine.rebudget(parse_bytes(budget))
-        for _ in range(2 * MOST if engine.streams else 0):  # until it knows what to bring home
-            model.zo_step(micro)
         home.clear()
         found.append(
-            seconds(lambda: losses.append(float(model.zo_step(micro))), options.steps)
+            seconds(lambda: losses.append(float(model.zo_step(micro))), options.steps, home.clear)
             | {
                 "budget": budget,
-                "home": sum(home) / (options.steps + min(options.steps, WARM)),
+                "home": sum(home) / options.steps,
                 "streamed": sum(
                     engine.store.layouts[unit].nbytes
                     for unit in engine.units

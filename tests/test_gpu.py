@@ -144,6 +144,9 @@ def test_evaluation_generation_and_reading_on_a_streamed_model(tmp_path):
 
 
 def test_memory_returns_when_the_model_goes():
+    one = torch.ones(8, 8, device="cuda")
+    _ = one @ one  # the first product takes memory that stays
+    del one, _
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -291,7 +294,7 @@ def test_what_waits_for_the_link_goes_home_more_rarely(monkeypatch):
     def slow(way, to, source, after):
         if to.is_cuda:
             with torch.cuda.stream(way.stream):
-                torch.cuda._sleep(3_000_000)
+                torch.cuda._sleep(30_000_000)
         else:
             home.append(to.data_ptr())
         return copied(way, to, source, after)

@@ -80,7 +80,7 @@ def measure(numel: int, dtype: torch.dtype) -> list[dict[str, object]]:
         for kernel, (rounds, perturbations, write, passes) in KERNELS.items():
             changes = Changes(rounds, perturbations=perturbations)
             targets = list(enumerate(outs[: len(perturbations)]))
-            arguments = (layout, base, changes, write, targets)
+            arguments = (layout, base, changes, 0, write, targets)
             time = seconds(lambda: arithmetic.transform(*arguments))  # noqa: B023
             rows.append(row(kernel, family, time, passes))
     z = torch.empty_like(weights)

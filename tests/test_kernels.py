@@ -66,10 +66,10 @@ def filled(layout, device):
     return flat
 
 
-def transformed(arithmetic, layout, source, changes, write):
+def transformed(arithmetic, layout, source, changes, held, write):
     base = source.clone()
     outs = [torch.zeros_like(base) for _ in changes.perturbations]
-    arithmetic.transform(layout, base, changes, write, list(enumerate(outs)))
+    arithmetic.transform(layout, base, changes, held, write, list(enumerate(outs)))
     return [layout.views(flat) for flat in (base, *outs)]
 
 
@@ -86,9 +86,9 @@ def differing(family, dtypes, shapes, device, kinds=tuple(UPDATES)):
     found = []
     for name in kinds:
         rounds, held, open = UPDATES[name]
-        changes = Changes(rounds, open, PERTURBATIONS, held)
-        for write in {False, bool(changes.lacking) and not open}:
-            results = [transformed(one, layout, source, changes, write) for one in both]
+        changes = Changes(rounds, open, PERTURBATIONS)
+        for write in {False, held < len(rounds) and not open}:
+            results = [transformed(one, layout, source, changes, held, write) for one in both]
             for target, (expected, got) in enumerate(zip(*results, strict=True)):
                 for weight, (a, b) in enumerate(zip(expected, got, strict=True)):
                     # torch sums several rank1 directions in a matrix product's own order
@@ -127,7 +127,7 @@ def rounded_otherwise(dtype, device):
     found = []
     for c in (1e-9, 3e-8, 1e-5, 0.3, 15.9, 1e4, 3e38, math.inf, math.nan):
         changes = Changes(((Update(((5, c),), 0.0, 99),),))
-        (a,), (b,) = (transformed(one, layout, source, changes, True)[0] for one in both)
+        (a,), (b,) = (transformed(one, layout, source, changes, 0, True)[0] for one in both)
         differ = (a.view(torch.int16) != b.view(torch.int16)) & ~(a.isnan() & b.isnan())
         found += [(c, index) for index in differ.nonzero()[:3].flatten().tolist()]
     return found

@@ -88,7 +88,7 @@ class Engine:
             weakref.finalize(self, self._usage.limit, None)
         self._progress = progress
         self._deferral = Deferral(placement.write_back_every)
-        self._perturbations: tuple[Perturbation, ...] = ()  # of the sweep that runs
+        self._changes = Changes()  # that the sweep that runs makes
         self._due: set[Unit] = set()  # units whose updated weights it stores
         self._ahead = 0  # parcels that it may update before passes reach them
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
@@ -395,7 +395,7 @@ class Engine:
             self._stream.never_run = set(self._never_run)
 
     def _run(self, passes: list[Pass], keep: bool = False) -> list[Any]:
-        self._perturbations = tuple(dict.fromkeys(one.perturbation for one in passes))
+        self._changes = self.pending.changes(one.perturbation for one in passes)
         self._ahead = AHEAD * len(self._stream.buffers)
         self._write_ahead(self._stream.borrow)
         for unit in self.units:
@@ -505,17 +505,14 @@ class Engine:
             differs = layout.trained > 0 and (perturbation.scale != 0.0 or lacks)
             flats.append(copy if differs else base)
             if differs:
-                targets.append((self._perturbations.index(perturbation), copy))
+                targets.append((self._changes.perturbations.index(perturbation), copy))
         if write or targets:
-            changes = replace(self._changes(pending), held=pending.held(unit))
-            self._arithmetic.transform(layout, base, changes, write, targets)
+            held = pending.held(unit)
+            self._arithmetic.transform(layout, base, self._changes, held, write, targets)
         if write:
             self._transfer[unit].written(unit)
             pending.wrote(unit)
         return flats
-
-    def _changes(self, pending: Pending) -> Changes:
-        return Changes(tuple(pending.rounds), tuple(pending.open), self._perturbations)
 
     def _tensors(self, unit: Unit, base: torch.Tensor, flat: torch.Tensor) -> list[torch.Tensor]:
         """A unit's weights in ``flat``; the frozen ones, which have no copies, in ``base``."""
@@ -590,7 +587,7 @@ class Engine:
 
     def _catch_up(self) -> None:
         """Store the updated weights of all units that are due, outside a sweep."""
-        self._perturbations = ()
+        self._changes = self.pending.changes(())
         self._write_rest()
         self._due = set()
         self._stream.finish()
@@ -614,8 +611,7 @@ class Engine:
         pending = self.pending.copy()
         if self._makes_round():
             pending.make_round()
-        perturbations = tuple(dict.fromkeys(perturbations))
-        return Changes(tuple(pending.rounds), tuple(pending.open), perturbations)
+        return pending.changes(perturbations)
 
     def kind_of_sweep(self) -> Hashable:
         """Sweeps of one kind queue the same work, apart from seeds and coefficients."""

@@ -7,7 +7,7 @@ lies in small tables on the device, so a launch is the same for every step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from weakref import WeakKeyDictionary
 
@@ -21,9 +21,8 @@ from zo2.directions.rank1 import Rank1
 from zo2.directions.words import LANES, SIGN_BLOCK, TILE, Purpose
 from zo2.engine import kernels
 from zo2.engine.partition import Weight
-from zo2.engine.pending import Round
 from zo2.engine.store import Layout
-from zo2.engine.updates import compose
+from zo2.engine.updates import Round, compose
 from zo2.engine.weights import Changes
 
 FAMILIES = {
@@ -133,19 +132,20 @@ class FusedArithmetic:
         layout: Layout,
         base: torch.Tensor,
         changes: Changes,
+        held: int,
         write: bool,
         targets: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
         if layout not in self._segments:
             self._segments[layout] = segments_of(layout, self._device)
-        tables = self.load(replace(changes, held=0))
+        tables = self.load(changes)
         with torch.cuda.device_of(base):  # Triton launches on the current device
             for first in range(0, max(len(targets), 1), 2):
                 for segments in self._segments[layout]:
                     pair = targets[first : first + 2]
-                    self._launch(segments, base, changes, tables, write, pair)
+                    self._launch(segments, base, changes, tables, held, write, pair)
                 if write:  # what follows starts from the updated weights
-                    write, changes = False, replace(changes, held=len(changes.rounds))
+                    write, held = False, len(changes.rounds)
 
     def load(self, changes: Changes) -> Tables:
         """Bring all that ``changes`` says to the device, where kernels will read it."""
@@ -164,10 +164,11 @@ class FusedArithmetic:
         base: torch.Tensor,
         changes: Changes,
         tables: Tables,
+        held: int,
         write: bool,
         pair: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
-        lacking = tables.rounds - changes.held
+        lacking = tables.rounds - held
         flat = base.view(segments.dtype)
         outs = [out.view(segments.dtype) for _, out in pair]
         indices = [index for index, _ in pair]
@@ -185,7 +186,7 @@ class FusedArithmetic:
             tables.perturbations,
             tables.terms,
             tables.rounds,
-            changes.held,
+            held,
             indices[0] if indices else 0,
             indices[1] if len(indices) > 1 else 0,
             SEGMENTS=segments.table.shape[1],

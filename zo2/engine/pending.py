@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from zo2.engine.partition import Unit
-from zo2.engine.updates import Update
-
-Round = tuple[Update, ...]
+from zo2.engine.updates import Round, Update
+from zo2.engine.weights import Changes
+from zo2.methods import Perturbation
 
 
 @dataclass
@@ -40,6 +40,10 @@ class Pending:
 
     def copy(self) -> Pending:
         return Pending(list(self.open), list(self.rounds), dict(self._held))
+
+    def changes(self, perturbations: Iterable[Perturbation]) -> Changes:
+        """What a sweep with these perturbations does to weights."""
+        return Changes(tuple(self.rounds), tuple(self.open), tuple(dict.fromkeys(perturbations)))
 
     def make_round(self) -> None:
         """Of the open updates, if there are any."""

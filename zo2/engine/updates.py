@@ -28,6 +28,9 @@ class Update:
     rounding_seed: int
 
 
+Round = tuple[Update, ...]  # applied as one, and rounded once
+
+
 @dataclass(frozen=True)
 class Affine:
     """Several updates as one: W <- scale * W + sum_k coefficient_k z(seed_k)."""

@@ -18,9 +18,8 @@ import torch
 from zo2.directions import Family, ParameterShape
 from zo2.directions.streams import fill_halves
 from zo2.directions.words import Purpose
-from zo2.engine.pending import Round
 from zo2.engine.store import Layout
-from zo2.engine.updates import Affine, compose
+from zo2.engine.updates import Affine, Round, compose
 from zo2.methods import Perturbation
 
 # Elements of a chunk. On a CPU, z and the weights of a chunk stay in the second-level cache; on a
@@ -31,24 +30,18 @@ SMALLEST_NORMAL = 2.0**-14  # of float16, without those below that have fewer di
 
 @dataclass(frozen=True)
 class Changes:
-    """What a sweep does to weights, and how far a unit's are.
+    """What a sweep does to weights.
 
     Attributes:
         rounds: of updates, oldest first; the weights are rounded after each.
         open: updates of no round yet: weights with these are not rounded before they are
             perturbed, and not stored.
         perturbations: of the sweep's passes; they apply to the updated weights.
-        held: how many of the rounds the stored weights have.
     """
 
     rounds: tuple[Round, ...] = ()
     open: Round = ()
     perturbations: tuple[Perturbation, ...] = ()
-    held: int = 0
-
-    @property
-    def lacking(self) -> tuple[Round, ...]:
-        return self.rounds[self.held :]
 
 
 class Arithmetic(Protocol):
@@ -59,6 +52,7 @@ class Arithmetic(Protocol):
         layout: Layout,
         base: torch.Tensor,
         changes: Changes,
+        held: int,
         write: bool,
         targets: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
@@ -68,6 +62,7 @@ class Arithmetic(Protocol):
             layout: where the weights lie in the flat buffers.
             base: the unit's weights, 1-D uint8.
             changes: what to apply.
+            held: how many of the rounds ``base`` has.
             write: whether the weights after the last round replace ``base``.
             targets: (index of a perturbation, 1-D uint8 buffer for its copy) pairs. Frozen
                 weights are left out of the copies.
@@ -102,18 +97,20 @@ class TorchArithmetic:
         layout: Layout,
         base: torch.Tensor,
         changes: Changes,
+        held: int,
         write: bool,
         targets: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
+        lacking = changes.rounds[held:]
         perturbations = [changes.perturbations[index] for index, _ in targets]
         copies = [layout.views(flat) for _, flat in targets]
         for k, (weight, tensor) in enumerate(zip(layout.weights, layout.views(base), strict=True)):
             if not layout.trains[k]:
                 continue
             outs = [views[k] for views in copies]
-            if changes.lacking and not write:
+            if lacking and not write:
                 tensor = outs[-1].copy_(tensor)  # the last one to be perturbed
-            for updates in changes.lacking:
+            for updates in lacking:
                 self.apply(tensor, weight.shape, compose(updates, weight.decayed))
             if targets:
                 update = compose(changes.open, weight.decayed)

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zo2.engine.deferral import MOST
 from zo2.engine.partition import Unit, partition
 from zo2.engine.placement import Placement, Plan
 from zo2.errors import DeviceMemoryError
@@ -60,6 +61,7 @@ class Machine:
             other's way there cannot always overlap.
         compute: floating-point operations per second of a forward in half precision.
         noise: weights per second that are updated and perturbed on both sides.
+        again: weights per second to which one more update is applied, before that.
         visit: seconds of host time for each unit that a step visits.
         block: seconds of host time for a pass through one block.
         boundary: seconds of host time between a sweep's last block and the next one's first.
@@ -72,6 +74,7 @@ class Machine:
     two_buffers: float
     compute: float
     noise: float
+    again: float
     visit: float
     block: float
     boundary: float
@@ -85,6 +88,7 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     two_buffers=1.05,
     compute=5.5e14,
     noise=3.1e11,
+    again=5e11,
     visit=0.45e-3,
     block=0.23e-3,
     boundary=6e-3,
@@ -101,6 +105,7 @@ class Prediction:
         weights: bytes of all weights.
         page_locked: bytes of host memory that streamed weights take.
         up, down: bytes moved per step.
+        every: sweeps from one way home of streamed weights to the next.
         link, compute, host: seconds that copies, the GPU and Python take per step; the longest
             decides.
         seconds: of a step.
@@ -111,6 +116,7 @@ class Prediction:
     page_locked: int
     up: int
     down: int
+    every: int
     link: float
     compute: float
     host: float
@@ -283,23 +289,32 @@ def work(
 def predict(step: Work, placement: Placement, machine: Machine = H200) -> Prediction:
     """What steps will need with a placement, on a machine.
 
+    Weights go home as often as makes steps shortest, which is what `zo2.engine.deferral` is after.
+
     Raises:
         DeviceMemoryError: the budget is too small; the message says what is needed.
     """
+    plan = placement.plan(step.units, "cuda", machine.context, step.activations)
+    chosen = placement.write_back_every
+    every = range(1, MOST + 1) if chosen is None else (chosen,)
+    predictions = [_predict(plan, step, machine, one) for one in every]
+    return min(predictions, key=lambda one: one.seconds)
+
+
+def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction:
+    """What steps will need if weights go home in every so many sweeps."""
     units = step.units
-    plan = placement.plan(units, "cuda", machine.context, step.activations)
-    up = sum(parcel.nbytes for parcel in plan.parcels if parcel.streamed)
-    down = sum(
-        parcel.nbytes
-        for parcel in plan.parcels
-        if parcel.streamed and any(unit.trainable for unit in parcel.units)
-    )
-    parameters = sum(map(_parameters, units))
-    link = up / (machine.both if down else machine.up)
+    streamed = [parcel for parcel in plan.parcels if parcel.streamed]
+    trained = [parcel for parcel in streamed if any(unit.trainable for unit in parcel.units)]
+    up = sum(parcel.nbytes for parcel in streamed)
+    down = sum(parcel.nbytes for parcel in trained) // every
+    link = down / machine.both + (up - down) / machine.up
     if plan.slots == 2:
         link *= machine.two_buffers
-    compute = _compute(parameters, step, machine)
-    idle = _idle(plan, step, machine) if up else 0.0
+    again = sum(_parameters(unit) for parcel in trained for unit in parcel.units)
+    compute = _compute(sum(map(_parameters, units)), step, machine)
+    compute += again * (every - 1) / 2 / machine.again  # on average, between two ways home
+    idle = _idle(plan, step, machine, every) if up else 0.0
     blocks = len({unit.block for unit in units if unit.block is not None})
     host = len(units) * machine.visit + blocks * machine.block * step.passes * step.micro_batches
     return Prediction(
@@ -308,6 +323,7 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
         page_locked=up,
         up=up,
         down=down,
+        every=every,
         link=link,
         compute=compute,
         host=host,
@@ -321,17 +337,17 @@ def _compute(parameters: int, step: Work, machine: Machine) -> float:
     return passes + parameters / machine.noise * step.passes / 2
 
 
-def _idle(plan: Plan, step: Work, machine: Machine) -> float:
+def _idle(plan: Plan, step: Work, machine: Machine, every: int) -> float:
     """Seconds that the link idles each way between a sweep's last update and the next one's first.
 
     Meanwhile passes go through the last streamed weights and the head, and the host begins anew;
-    each way could move as much as both find in the buffers together.
+    both ways together can move what the buffers hold.
     """
     outside = max((_parameters(u) for u in step.units if u.block is None), default=0)
     last = [one for one in plan.parcels if one.streamed][-1]
     late = sum(map(_parameters, last.units)) + outside
     between = machine.boundary + _compute(late, step, machine)
-    return max(between - plan.need.slots / machine.both / 2, 0.0)
+    return max(between - plan.need.slots / machine.both / (1 + 1 / every), 0.0)
 
 
 def _parameters(unit: Unit) -> int:

@@ -263,7 +263,7 @@ def test_kernels_compile_without_a_gpu(
                  "SHARED": True, "SPAN": span}  # fmt: skip
     signature = {name: kind.format(dtype) for name, kind in POINTERS.items()}
     signature |= dict.fromkeys(SCALARS, "i32")
-    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2):
+    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3):
         signature |= dict.fromkeys(constants, "constexpr")
         source = ASTSource(fn=kernels.transform, signature=signature, constexprs=constants)
     else:

@@ -301,7 +301,7 @@ def transform(
     for step in range(0, tl.minimum(PAIRS, tl.cdiv(numel, 2 * _TILE) - first_pair)):
         pair = first_pair + step
         r0, r1, r2, r3 = 0, 0, 0, 0
-        if UPDATES and stochastic and not OPEN:
+        if (UPDATES and stochastic) and not OPEN:
             r0, r1, r2, r3 = _counted(
                 seeds, rounding + last, lane, pair * _LANES, parameter, _ROUNDING
             )

@@ -4,6 +4,7 @@ partition    which parameters form a unit, and where a unit is entered
 placement    which units stay on the working device, and what moves in one copy
 store        each unit's weights as one flat host buffer
 transfer     bringing units to the working device and back
+updates      what a step decides; pending: which units lack which; deferral: which go home when
 weights      base + pending updates + perturbation, in the precision of the weights
 lockstep     passes as coroutines that change places at unit entries
 record       the first pass: execution order, and weights read outside their unit

@@ -147,7 +147,9 @@ class Engine:
             unit: self._stream if unit in self._streamed else in_place for unit in self.units
         }
         self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}
-        parcels = dict.fromkeys(self.store.resting[u] for u in self.units if u in self._streamed)
+        # of the parcels that pass through buffers; others need not be brought home
+        away = [unit for unit in self.units if unit in self._streamed and self._stream.buffers]
+        parcels = dict.fromkeys(self.store.resting[unit] for unit in away)
         self._number = {unit: n for n, parcel in enumerate(parcels) for unit in parcel.bounds}
 
     def rebudget(self, budget: int) -> None:
@@ -356,7 +358,7 @@ class Engine:
         self._due = {
             unit
             for unit in self.units
-            if unit not in self._streamed
+            if unit not in self._number
             or self._deferral.is_due(self._number[unit], self.pending.lacks(unit))
         }
 
@@ -614,10 +616,12 @@ class Engine:
         return pending.changes(perturbations)
 
     def kind_of_sweep(self) -> Hashable:
-        """Sweeps of one kind queue the same work, apart from seeds and coefficients."""
-        rounds = [*self.pending.rounds, self.pending.open]
-        terms = tuple(tuple(len(update.terms) for update in one) for one in rounds)
-        return terms, self.pending.is_whole(), self._makes_round()
+        """Sweeps of one kind queue the same work, apart from seeds and coefficients.
+
+        Not while there are rounds, which a sweep that failed has left to some units.
+        """
+        terms = tuple(len(update.terms) for update in self.pending.open)
+        return terms, self._makes_round()
 
     def _makes_round(self) -> bool:
         """Whether the next sweep that perturbs weights makes a round of the open updates."""

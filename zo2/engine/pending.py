@@ -73,7 +73,3 @@ class Pending:
         del self.rounds[:everywhere]
         for unit in self._held:
             self._held[unit] -= everywhere
-
-    def is_whole(self) -> bool:
-        """Whether no unit has any of the rounds."""
-        return not any(self._held.values())

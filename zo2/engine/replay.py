@@ -69,6 +69,8 @@ class Replays:
         if not self._engine.is_in_place():
             self._kinds.clear()
             return sweep(batches)
+        if self._engine.pending.rounds:
+            return sweep(batches)
         kind = self._kind(batches, len(perturbations))
         if kind not in self._kinds:
             return self._first(kind, batches, sweep)

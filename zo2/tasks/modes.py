@@ -98,7 +98,8 @@ def _begin_with_words(adapted: Any, model: Any) -> None:
 
     words = torch.randint(model.get_input_embeddings().num_embeddings, (1, PREFIX_TOKENS))
     with torch.no_grad():
-        cache = model(input_ids=words, use_cache=True).past_key_values
+        output = model(input_ids=words, use_cache=True)
+        cache = output["cache" if "cache" in output else "past_key_values"]  # before 5.24
         parts = [part for layer in cache for part in layer[:2]]  # [1, heads, tokens, head size]
         prefix = adapted.prompt_encoder[adapted.active_adapter].embedding.weight
         prefix.copy_(torch.cat(parts).permute(2, 0, 1, 3).reshape(prefix.shape))

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import mezo
+from zo2.planning import link_time
 
 BUDGETS = {
     "opt-1.3b": "1.9GB,2.4GB,4GB",
@@ -67,13 +68,14 @@ def limits(rows: list[dict[str, Any]], link: dict[str, float]) -> list[float]:
     seconds.
     """
     resident = next((one["seconds"] for one in rows if one["what"] == "resident"), 0.0)
-    return [max(_link_time(one, link), resident) for one in rows]
+    alone, both = link["up"], link["each of both"]
+    return [max(link_time(*_moved(one), alone, both), resident) for one in rows]
 
 
-def _link_time(row: dict[str, Any], link: dict[str, float]) -> float:
+def _moved(row: dict[str, Any]) -> tuple[float, float]:
+    """Bytes up and home of each step; as many both ways where these were not counted."""
     up = row.get("streamed", 0)
-    home = row.get("home", up)
-    return float(home / link["each of both"] + (up - home) / link["up"])
+    return up, row.get("home", up)
 
 
 def show(shape: str, rows: list[dict[str, Any]], link: dict[str, float], console: Console) -> None:
@@ -84,11 +86,11 @@ def show(shape: str, rows: list[dict[str, Any]], link: dict[str, float], console
         if "error" in one:
             table.add_row(one["what"], one["error"])
             continue
-        away = one.get("streamed", 0)
-        ratio = f"{one['seconds'] / limit:.3f}" if away else ""
-        home = one.get("home", away)
-        cells = [f"{one['seconds']:.4f}", f"{one['device'] / 1e9:.2f}", f"{away / 1e9:.1f}"]
-        table.add_row(one["what"], *cells, f"{home / 1e9:.1f}", ratio)
+        up, home = _moved(one)
+        ratio = f"{one['seconds'] / limit:.3f}" if up else ""
+        sizes = (f"{size / 1e9:.1f}" for size in (up, home))
+        seconds, device = f"{one['seconds']:.4f}", f"{one['device'] / 1e9:.2f}"
+        table.add_row(one["what"], seconds, device, *sizes, ratio)
     console.print(table)
 
 

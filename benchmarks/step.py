@@ -155,7 +155,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         engine = model._zo.engine
         if budget != budgets[0]:
             engine.rebudget(parse_bytes(budget))
-        home.clear()
         found.append(
             seconds(lambda: losses.append(float(model.zo_step(micro))), options.steps, home.clear)
             | {

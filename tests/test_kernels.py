@@ -107,7 +107,7 @@ def spans(dtype, device):
     for shapes in SPANS:
         dtypes = [dtype] * len(shapes)
         [segments] = segments_of(layout_of(shapes, dtypes, frozen=2), torch.device(device))
-        kinds = "several", "rounds and open"
+        kinds = "none", "one", "several", "decay", "rounds and open"
         found.append((segments.span, differing("rank1", dtypes, shapes, device, kinds)))
     return found
 

@@ -301,6 +301,18 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
     return min(predictions, key=lambda one: one.seconds)
 
 
+def link_time(up: float, down: float, alone: float, both: float) -> float:
+    """Seconds of the link for what moves: copies home run beside as many bytes on their way up.
+
+    Args:
+        up: bytes to the GPU.
+        down: bytes home, not more than ``up``.
+        alone: bytes per second up while nothing comes home.
+        both: bytes per second each way while copies run in both directions.
+    """
+    return down / both + (up - down) / alone
+
+
 def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction:
     """What steps will need if weights go home in every so many sweeps."""
     units = step.units
@@ -308,7 +320,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     trained = [parcel for parcel in streamed if any(unit.trainable for unit in parcel.units)]
     up = sum(parcel.nbytes for parcel in streamed)
     down = sum(parcel.nbytes for parcel in trained) // every
-    link = down / machine.both + (up - down) / machine.up
+    link = link_time(up, down, machine.up, machine.both)
     if plan.slots == 2:
         link *= machine.two_buffers
     again = sum(_parameters(unit) for parcel in trained for unit in parcel.units)

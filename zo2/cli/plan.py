@@ -43,7 +43,9 @@ def plan(
         Unit | None,
         typer.Option(help="What is perturbed at once (default: leaf where blocks are large)."),
     ] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Device buffers (default: 3).")] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Device buffers (default: 3 to 8).")
+    ] = None,
     link: Annotated[
         str | None,
         typer.Option(

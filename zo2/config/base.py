@@ -37,7 +37,7 @@ class ZOSettings:
         working_device: where passes run; ``None`` takes CUDA if present, else the CPU.
         overlap: copy weights while passes compute; ``False`` uses a single device buffer.
         slots: number of device buffers that streamed units share; ``None`` takes as many as hold
-            800 MB, three to eight, and three under a memory budget.
+            800 MB, or 450 MB under a memory budget, three to eight.
         unit: what is perturbed at once: ``"block"`` (a decoder block) or ``"leaf"`` (one layer);
             ``None`` takes blocks, but under a memory budget leaves where blocks are large or do
             not fit.

@@ -23,12 +23,8 @@ class Deferral:
     def __init__(self, every: int | None) -> None:
         self._adapts = every is None
         self._every = every or 1
+        self._most = every or MOST  # rounds that a parcel may lack before it goes home
         self._sweep = 0
-
-    @property
-    def most(self) -> int:
-        """How many rounds a parcel may lack before it goes home."""
-        return MOST if self._adapts else self._every
 
     def begin(self) -> None:
         """The next sweep begins."""
@@ -36,7 +32,7 @@ class Deferral:
 
     def is_due(self, number: int, lacks: int) -> bool:
         """Whether parcel ``number``, which lacks so many rounds, goes home in this sweep."""
-        return lacks >= self.most or (number + self._sweep) % self._every == 0
+        return lacks >= self._most or (number + self._sweep) % self._every == 0
 
     def learn(self, waited: float) -> None:
         """In a sweep, computation waited for copies for this share of the time."""

@@ -148,8 +148,8 @@ class Engine:
         }
         self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}
         # of the parcels that pass through buffers; others need not be brought home
-        away = [unit for unit in self.units if unit in self._streamed and self._stream.buffers]
-        parcels = dict.fromkeys(self.store.resting[unit] for unit in away)
+        away = self._streamed if self._stream.buffers else ()
+        parcels = dict.fromkeys(self.store.resting[unit] for unit in self.units if unit in away)
         self._number = {unit: n for n, parcel in enumerate(parcels) for unit in parcel.bounds}
 
     def rebudget(self, budget: int) -> None:
@@ -331,10 +331,9 @@ class Engine:
                     if self._usage.expect(self._usage.peak):
                         self._place_anew()
                 plain = not any(perturbation.scale for perturbation, _ in jobs)
-                if plain:
-                    self._bring_all_home()
-                elif self._makes_round():
-                    self._bring_home_in_turn()
+                if plain or self._makes_round():
+                    self.pending.make_round()
+                    self._due = set(self.units) if plain else self._whose_turn_it_is()
                 with self._measured():
                     results = self._run([Pass(p, body) for p, body in jobs], keep=plain)
                 if (waited := self._stream.waited()) is not None and not plain:
@@ -346,16 +345,10 @@ class Engine:
                 self._place_anew()
             return results
 
-    def _bring_all_home(self) -> None:
-        """Make a round of what is open, and let the next sweep store all weights."""
-        self.pending.make_round()
-        self._due = set(self.units)
-
-    def _bring_home_in_turn(self) -> None:
-        """Make a round of what is open, and let the next sweep store the weights that it should."""
-        self.pending.make_round()
+    def _whose_turn_it_is(self) -> set[Unit]:
+        """The units that store their updated weights in the next sweep."""
         self._deferral.begin()
-        self._due = {
+        return {
             unit
             for unit in self.units
             if unit not in self._number
@@ -398,7 +391,7 @@ class Engine:
 
     def _run(self, passes: list[Pass], keep: bool = False) -> list[Any]:
         self._changes = self.pending.changes(one.perturbation for one in passes)
-        self._ahead = AHEAD * len(self._stream.buffers)
+        self._ahead = AHEAD * len(self._stream.buffers) if self._due else 0
         self._write_ahead(self._stream.borrow)
         for unit in self.units:
             self.store.hide(unit)
@@ -524,8 +517,8 @@ class Engine:
             return views
         stored = self._view(unit, base)
         return [
-            perturbed if weight.trainable else frozen
-            for weight, perturbed, frozen in zip(unit.weights, views, stored, strict=True)
+            perturbed if trained else frozen
+            for trained, perturbed, frozen in zip(layout.trains, views, stored, strict=True)
         ]
 
     def _view(self, unit: Unit, flat: torch.Tensor) -> list[torch.Tensor]:
@@ -576,19 +569,19 @@ class Engine:
             return
         with _ordinary_tensors():
             self._take_back()
-            self._bring_all_home()
+            self.pending.make_round()
             self._catch_up()
 
     def _take_back(self) -> None:
         """Make the parameters ordinary ones, and take weights in that somebody has moved."""
         unmark(self.units)
         if not self.store.is_intact():
-            self._due = set(self.units)
             self._catch_up()
             self.rebuild()
 
     def _catch_up(self) -> None:
-        """Store the updated weights of all units that are due, outside a sweep."""
+        """Store the updated weights of all units, outside a sweep."""
+        self._due = set(self.units)
         self._changes = self.pending.changes(())
         self._write_rest()
         self._due = set()
@@ -638,15 +631,9 @@ class Engine:
         return self.store.is_intact()
 
     def has_swept(self) -> None:
-        """A sweep with perturbations was done by other means; all weights are resident."""
+        """A sweep with perturbations was done by other means: all weights have its round."""
         if self._makes_round():
-            self.pending.make_round()
-            self.pending.all_wrote()
-            self.pending.forget()
-
-    def go_back(self, pending: Pending) -> None:
-        """Forget a sweep that was not carried out: what was pending before is so again."""
-        self.pending = pending
+            self.pending.open.clear()
 
     def is_last(self, update: Update) -> bool:
         """Whether ``update`` is the last one pending and no weights have it yet."""

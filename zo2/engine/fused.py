@@ -81,11 +81,7 @@ class Tables:
         self.seeds = torch.empty(count, dtype=torch.int64, device=device)
         self.numbers = torch.empty(perturbations + 2 * (self.rounds + self.terms), device=device)
         self._starts = list(accumulate(terms, initial=0))
-        self._holds: Changes | None = None
-
-    def hold(self, changes: Changes) -> bool:
-        """Whether kernels find here what ``changes`` says."""
-        return changes == self._holds
+        self.holds: Changes | None = None  # what kernels find here
 
     def fill(self, changes: Changes) -> None:
         """Copy what ``changes`` says to the device."""
@@ -101,7 +97,7 @@ class Tables:
         pin = self.seeds.device.type == "cuda"  # so that the host need not wait for the device
         self.seeds.copy_(torch.tensor(seeds, pin_memory=pin), non_blocking=True)
         self.numbers.copy_(torch.tensor(numbers, pin_memory=pin), non_blocking=True)
-        self._holds = changes
+        self.holds = changes
 
 
 def _with_open(changes: Changes) -> tuple[Round, ...]:
@@ -149,7 +145,7 @@ class FusedArithmetic:
 
     def load(self, changes: Changes) -> Tables:
         """Bring all that ``changes`` says to the device, where kernels will read it."""
-        if self._latest is None or not self._latest.hold(changes):
+        if self._latest is None or self._latest.holds != changes:
             terms = tuple(sum(len(u.terms) for u in one) for one in _with_open(changes))
             size = terms, len(changes.perturbations)
             if size not in self._tables:

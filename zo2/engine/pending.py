@@ -63,10 +63,6 @@ class Pending:
         """A unit's base has all rounds now."""
         self._held[unit] = len(self.rounds)
 
-    def all_wrote(self) -> None:
-        """Every unit's base has all rounds now."""
-        self._held = dict.fromkeys(self._held, len(self.rounds))
-
     def forget(self) -> None:
         """Drop the rounds that every unit has."""
         everywhere = min(self._held.values(), default=len(self.rounds))

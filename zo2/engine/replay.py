@@ -69,7 +69,7 @@ class Replays:
         if not self._engine.is_in_place():
             self._kinds.clear()
             return sweep(batches)
-        if self._engine.pending.rounds:
+        if self._engine.pending.rounds:  # left by a sweep that failed
             return sweep(batches)
         kind = self._kind(batches, len(perturbations))
         if kind not in self._kinds:
@@ -135,7 +135,7 @@ class Replays:
             ):
                 result = sweep(own)
         except RuntimeError as error:
-            self._engine.go_back(pending)
+            self._engine.pending = pending  # that sweep was not carried out
             first = next(iter(str(error).splitlines()), "")
             logger.warning("This model's passes cannot be a CUDA graph (%s).", first)
             return None

@@ -34,7 +34,9 @@ from zo2.engine.deferral import MOST
 from zo2.engine.store import PageLock
 from zo2.engine.transfer import CudaLanes, Way
 
-WARM = MOST  # steps before those that count: by then it is settled how often weights go home
+# steps before those that count: by then it is settled how often weights go home, also where some of
+# these steps wait for kernels to be compiled
+WARM = 2 * MOST
 
 
 def used_before() -> int:

@@ -311,9 +311,27 @@ def test_weights_go_home_more_rarely_while_computation_waits():
     assert all(sum(due) == 8 // MOST for due in dues)
     assert all(sum(ever) == 2 for ever in zip(*dues, strict=True))
     assert all(adapted.is_due(number, MOST) for number in range(5))
-    for _ in range(10):
+    for _ in range(3):  # a kernel was compiled, say
+        adapted.learn(0.0)
+    assert sum(adapted.is_due(number, 1) for number in range(8)) == 8 // MOST
+    for _ in range(20):
         adapted.learn(0.0)
     assert all(adapted.is_due(number, 1) for number in range(5))
+
+
+@given(waits=st.floats(0.07, 1.0))
+def test_it_settles_how_often_weights_go_home_where_twice_as_often_is_too_often(waits):
+    from zo2.engine.deferral import Deferral
+
+    adapted = Deferral(None)
+    last, each_time = 0.0, []
+    for _ in range(600):
+        adapted.begin()
+        each_time.append(all(adapted.is_due(number, 1) for number in range(4)))
+        adapted.learn(last)  # known one sweep later
+        last = waits if each_time[-1] else 0.0
+    assert sum(each_time[:20]) > 2
+    assert sum(each_time[-200:]) <= 12
 
 
 def test_a_buffer_is_filled_again_as_soon_as_copies_are_made_of_it(monkeypatch):

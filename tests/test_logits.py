@@ -26,16 +26,23 @@ def stand_in(rows=(2, 9), hidden=4, vocabulary=7, bias=False, seed=0):
         return Logits(states, head.weight, head.bias, []), head(states)
 
 
+def set_chunk(patch, nbytes, rows=1):
+    """Compute logits of so many bytes at once, and of a multiple of so many rows."""
+    patch.setattr(module, "CHUNK", nbytes)
+    patch.setattr(module, "ROWS", rows)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     chunk=st.integers(1, 400),
+    rows=st.integers(1, 4),
     bias=st.booleans(),
     shifted=st.booleans(),
     cap=st.sampled_from([None, 2.0]),
     reduction=st.sampled_from(["mean", "sum"]),
     ignored=st.sets(st.integers(0, 15)),
 )
-def test_the_loss_is_that_of_all_logits(chunk, bias, shifted, cap, reduction, ignored):
+def test_the_loss_is_that_of_all_logits(chunk, rows, bias, shifted, cap, reduction, ignored):
     lazy, real = stand_in(bias=bias)
     labels = torch.randint(7, (2, 9), generator=torch.Generator().manual_seed(3))
 
@@ -52,12 +59,9 @@ def test_the_loss_is_that_of_all_logits(chunk, bias, shifted, cap, reduction, ig
             flat[0] = 1
         return F.cross_entropy(logits.view(-1, 7), flat, ignore_index=-100, reduction=reduction)
 
-    before = module.CHUNK
-    module.CHUNK = chunk
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        set_chunk(patch, chunk, rows)
         found = loss(lazy)
-    finally:
-        module.CHUNK = before
     assert found.item() == pytest.approx(loss(real).item(), rel=1e-5)
 
 
@@ -73,7 +77,7 @@ def test_the_loss_is_that_of_all_logits(chunk, bias, shifted, cap, reduction, ig
     ],
 )
 def test_the_loss_of_half_precision_logits_is_that_of_all(dtype, widened, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 100)
+    set_chunk(monkeypatch, 100)
     generator = torch.Generator().manual_seed(0)
     # whole numbers, so that sums do not depend on their order
     states, weight = (
@@ -123,7 +127,7 @@ def test_every_family_trains_with_the_same_losses(family, monkeypatch):
     model = tiny(family)
     one = batch(model)
     whole = losses_of_a_step(model, one)
-    monkeypatch.setattr(module, "CHUNK", 1 << 10)
+    set_chunk(monkeypatch, 1 << 10)
     computed = []
     monkeypatch.setattr(
         Logits, "cross_entropy", _spied(Logits.cross_entropy, computed), raising=True
@@ -162,7 +166,7 @@ def test_logits_that_are_read_after_another_unit_ran(slots, monkeypatch):
     torch.manual_seed(0)
     model = HeadBeforeLastBlock([Mix(), Mix()]).eval()
     expected = toy_losses(model, toy_batch(), zo2_seed(0), [1e-3, -1e-3])
-    monkeypatch.setattr(module, "CHUNK", 16)
+    set_chunk(monkeypatch, 16)
     seen = []
     other = copy.deepcopy(model)
     zo2.prepare(
@@ -179,7 +183,7 @@ def test_logits_that_are_read_after_another_unit_ran(slots, monkeypatch):
 
 
 def test_a_hook_sees_real_logits(monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 16)
+    set_chunk(monkeypatch, 16)
     model = tiny("llama")
     zo2.prepare(model, zo2.ZOConfig(**CPU))
     kinds = []

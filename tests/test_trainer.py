@@ -194,6 +194,7 @@ def test_a_step_holds_no_logits_that_only_the_models_loss_reads(tmp_path, monkey
     expected, kinds, chunks = losses(ZOTrainer, tmp_path), [], []
     cross_entropy = logits.Logits.cross_entropy
     monkeypatch.setattr(logits, "CHUNK", 1)
+    monkeypatch.setattr(logits, "ROWS", 1)
     monkeypatch.setattr(
         logits.Logits, "cross_entropy", lambda *args: chunks.append(1) or cross_entropy(*args)
     )

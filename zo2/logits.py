@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK = 1 << 25  # bytes of logits in float32 that are computed at once
+CHUNK = 1 << 26  # bytes of logits in float32 that are computed at once
+ROWS = 128  # but at least so many rows, and a multiple: a GPU's products come in tiles of as many
 
 RowFunction = Callable[[torch.Tensor], torch.Tensor]
 
@@ -157,7 +158,7 @@ class Logits:
         A last conversion to float32 is left to the softmax, which on a GPU reads float16 as it is.
         """
         hidden = self._hidden
-        step = max(1, CHUNK // (4 * self.shape[-1]))
+        step = max(1, CHUNK // (4 * self.shape[-1]) // ROWS) * ROWS
         if self._whole is not None or len(hidden) <= step:
             return F.cross_entropy(
                 self.whole(), target, ignore_index=ignore_index, reduction=reduction

@@ -9,11 +9,18 @@ updated on the device and are thrown away. The parcels take turns, so that sweep
 from __future__ import annotations
 
 MOST = 4  # rounds that weights may lack: each costs noise, and the next saves ever less
-LINK_BOUND, COMPUTE_BOUND = 1 / 8, 1 / 32  # of a sweep's time, what computation waits for copies
+# Of a sweep's time, what computation waits for copies. Twice as rarely saves 5% of the link's time,
+# and costs some percent of computation's.
+LINK_BOUND, COMPUTE_BOUND = 1 / 16, 1 / 64
+PATIENCE, MOST_PATIENCE = 4, 64  # sweeps without waits until weights go home more often
 
 
 class Deferral:
     """Decides for each sweep which parcels go home.
+
+    One sweep that waits for little may have waited for something else (the host, or a kernel to be
+    compiled), so it takes several until weights go home more often, and twice as many each time
+    that this was of no avail.
 
     Args:
         every: sweeps from one way home to the next; ``None`` adapts it to what computation waits
@@ -25,6 +32,9 @@ class Deferral:
         self._every = every or 1
         self._most = every or MOST  # rounds that a parcel may lack before it goes home
         self._sweep = 0
+        self._patience, self._calm = PATIENCE, 0
+        self._eased = False  # whether the last change was to go home more often
+        self._changed = False  # since the sweep that is reported next
 
     def begin(self) -> None:
         """The next sweep begins."""
@@ -35,10 +45,20 @@ class Deferral:
         return lacks >= self._most or (number + self._sweep) % self._every == 0
 
     def learn(self, waited: float) -> None:
-        """In a sweep, computation waited for copies for this share of the time."""
+        """In the sweep before the last one, computation waited for copies for this share of time."""
         if not self._adapts:
             return
-        if waited > LINK_BOUND:
-            self._every = min(self._every + 1, MOST)
-        elif waited < COMPUTE_BOUND:
-            self._every = max(self._every - 1, 1)
+        if self._changed:
+            self._changed = False
+            return
+        self._calm = self._calm + 1 if waited < COMPUTE_BOUND else 0
+        if waited > LINK_BOUND and self._every < MOST:
+            if self._eased:
+                self._patience = min(2 * self._patience, MOST_PATIENCE)
+            self._change(self._every + 1)
+        elif self._calm >= self._patience and self._every > 1:
+            self._change(self._every - 1)
+
+    def _change(self, every: int) -> None:
+        self._eased = every < self._every
+        self._every, self._calm, self._changed = every, 0, True

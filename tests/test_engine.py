@@ -282,6 +282,33 @@ def test_blocks_go_home_in_turn_and_never_lack_more_than_they_may(monkeypatch):
     assert not engine.pending
 
 
+def test_sweeps_that_wait_for_copies_bring_less_home(monkeypatch):
+    from zo2.engine.transfer import HostLanes
+
+    model = toy(6)
+    zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
+    home, waits = [], 0.0
+    copied = HostLanes.write_back
+    monkeypatch.setattr(
+        HostLanes, "write_back", lambda *args: (home.append(args[1].data_ptr()), copied(*args))[1]
+    )
+    monkeypatch.setattr(HostLanes, "waited", lambda lanes: waits)
+
+    def brought_home(steps):
+        counts = []
+        for _ in range(steps):
+            home.clear()
+            model(**toy_batch())
+            counts.append(len(home))
+        return counts
+
+    assert brought_home(3)[1:] == [6, 6]
+    waits = 0.5
+    assert sum(brought_home(12)[-4:]) == 6
+    waits = 0.0
+    assert brought_home(20)[-2:] == [6, 6]
+
+
 def test_frozen_later_keeps_what_was_not_yet_brought_home():
     results = []
     for every in (1, 4):

@@ -303,7 +303,7 @@ def test_what_waits_for_the_link_goes_home_more_rarely(monkeypatch):
         model(**one)
     monkeypatch.setattr(Way, "copy", slow)
     counts = []
-    for _ in range(16):
+    for _ in range(24):
         home.clear()
         model(**one)
         counts.append(len(set(home)))

@@ -45,7 +45,7 @@ class Deferral:
         return lacks >= self._most or (number + self._sweep) % self._every == 0
 
     def learn(self, waited: float) -> None:
-        """In the sweep before the last one, computation waited for copies for this share of time."""
+        """In the sweep before the last, computation waited for copies for this share of time."""
         if not self._adapts:
             return
         if self._changed:

@@ -87,7 +87,6 @@ class Engine:
         if bounded:
             weakref.finalize(self, self._usage.limit, None)
         self._progress = progress
-        self._deferral = Deferral(placement.write_back_every)
         self._changes = Changes()  # that the sweep that runs makes
         self._due: set[Unit] = set()  # units whose updated weights it stores
         self._ahead = 0  # parcels that it may update before passes reach them
@@ -151,6 +150,7 @@ class Engine:
         away = self._streamed if self._stream.buffers else ()
         parcels = dict.fromkeys(self.store.resting[unit] for unit in self.units if unit in away)
         self._number = {unit: n for n, parcel in enumerate(parcels) for unit in parcel.bounds}
+        self._deferral = Deferral(self._placement.write_back_every)
 
     def rebudget(self, budget: int) -> None:
         """Change the bytes of device memory that everything may take, and move weights by it.

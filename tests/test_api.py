@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import subprocess
 import sys
@@ -122,6 +123,51 @@ def test_seed_everything_repeats_a_run():
 
 
 # -- optimizer --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def default_device(device):
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    "default",
+    [
+        lambda: default_dtype(torch.bfloat16),
+        lambda: default_dtype(torch.float64),
+        lambda: default_device("meta"),
+    ],
+    ids=["bfloat16", "float64", "another device"],
+)
+@pytest.mark.parametrize("direction", ["gaussian", "rademacher", "rank1"])
+@pytest.mark.parametrize("method", ["mezo-sgd", "fzoo"])
+def test_the_defaults_for_new_tensors_change_nothing(method, direction, default):
+    plain = tiny("llama", dtype=torch.bfloat16)
+    one = batch(plain)
+    found = []
+    for context in (contextlib.nullcontext, default):
+        model = copy.deepcopy(plain)
+        with context():
+            settings = {**CPU, "direction": direction, "lr": 1e-2}
+            zo2.prepare(model, zo2.ZOConfig(method, **settings))
+            found.append([model(**one).item() for _ in range(3)])
+            found.append(model.state_dict())
+    assert found[0] == found[2]
+    assert all(torch.equal(found[1][name], found[3][name]) for name in found[1])
 
 
 def test_projected_grad_zero_drops_the_pending_update():

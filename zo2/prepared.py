@@ -157,7 +157,7 @@ class ZOState:
 
         Returns:
             The loss of the method's first perturbation (for MeZO that at W + eps z, for FZOO
-            that at W): a float32 tensor without dimensions on the working device.
+            that at W): a float32 tensor without dimensions in host memory, read already.
 
         Raises:
             NonFiniteLossError: a loss was NaN or infinite. The step is dropped and the weights
@@ -283,7 +283,7 @@ class ZOState:
         self._check_finite(losses, batches)
         estimates = self.method.estimate(perturbations, losses, eps)
         self.optimizer.decide(estimates, rounding_seed=seed)
-        return torch.tensor(losses[0], dtype=torch.float32)
+        return torch.tensor(losses[0], dtype=torch.float32, device="cpu")
 
     def _forward_in_pass(self, kwargs: Batch) -> Any:
         """What calling the model is within a closure of `step_on`."""

@@ -101,7 +101,7 @@ def _factors(
     like: torch.Tensor,
 ) -> torch.Tensor:
     """Signs of every term, (terms, *shape); the columns' are scaled by the coefficients."""
-    factors = torch.empty((len(terms), *shape), device=like.device)
+    factors = torch.empty((len(terms), *shape), dtype=torch.float32, device=like.device)
     for one, (seed, coefficient) in zip(factors, terms, strict=True):
         fill_signs(one.view(-1), seed, parameter.index, purpose, start)
         if purpose is Purpose.COLUMN_SIGN:

@@ -79,7 +79,8 @@ class Tables:
         self.of_each = terms[0] if set(terms) in ({0}, {1}) else 2
         count = perturbations + self.terms + 2 * self.rounds + 1
         self.seeds = torch.empty(count, dtype=torch.int64, device=device)
-        self.numbers = torch.empty(perturbations + 2 * (self.rounds + self.terms), device=device)
+        numbers = perturbations + 2 * (self.rounds + self.terms)
+        self.numbers = torch.empty(numbers, dtype=torch.float32, device=device)
         self._starts = list(accumulate(terms, initial=0))
         self.holds: Changes | None = None  # what kernels find here
 
@@ -95,8 +96,9 @@ class Tables:
         numbers += [one.scale for pair in zip(plain, decayed, strict=True) for one in pair]
         numbers += [c for either in (plain, decayed) for one in either for _, c in one.terms]
         pin = self.seeds.device.type == "cuda"  # so that the host need not wait for the device
-        self.seeds.copy_(torch.tensor(seeds, pin_memory=pin), non_blocking=True)
-        self.numbers.copy_(torch.tensor(numbers, pin_memory=pin), non_blocking=True)
+        for table, values in ((self.seeds, seeds), (self.numbers, numbers)):
+            host = torch.tensor(values, dtype=table.dtype, device="cpu", pin_memory=pin)
+            table.copy_(host, non_blocking=True)
         self.holds = changes
 
 

@@ -18,7 +18,7 @@ def read(numbers: torch.Tensor) -> Any:
     if numbers.device.type != "cuda":
         return numbers.tolist()
     with torch.cuda.device(numbers.device):
-        host = torch.empty(numbers.shape, dtype=torch.float32, pin_memory=True)
+        host = torch.empty(numbers.shape, dtype=torch.float32, device="cpu", pin_memory=True)
         mapped = torch.as_tensor(_Mapped(host))
         if mapped.device != numbers.device:  # the driver knows this memory as another GPU's
             return numbers.tolist()

@@ -89,7 +89,7 @@ class TorchArithmetic:
         """
         key = use, like.device
         if key not in self._buffers or self._buffers[key].numel() < like.numel():
-            self._buffers[key] = torch.empty(like.numel(), device=like.device)
+            self._buffers[key] = torch.empty(like.numel(), dtype=torch.float32, device=like.device)
         return self._buffers[key][: like.numel()]
 
     def transform(

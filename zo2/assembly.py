@@ -29,6 +29,11 @@ def check_model(model: nn.Module) -> None:
             "This model is already spread by device_map or accelerate hooks; load it without "
             "device_map, zo2 places the weights itself."
         )
+    if "_orig_mod" in model._modules:
+        raise ModelError(
+            "This is what torch.compile makes of a model. Prepare the model itself, and compile "
+            "its blocks (block.compile() for each) if its passes shall be compiled."
+        )
     for name, parameter in model.named_parameters():
         kind = type(parameter).__name__
         if not parameter.is_floating_point() or kind in ("Params4bit", "Int8Params"):

@@ -16,6 +16,7 @@ from torch import nn
 from zo2.assembly import arithmetic_for, engine_for, replays_of, working_device
 from zo2.config import ZOSettings
 from zo2.engine import readback
+from zo2.engine.eager import never_compiled
 from zo2.engine.placement import Placement
 from zo2.errors import DataError, NonFiniteLossError
 from zo2.logits import Head
@@ -80,6 +81,7 @@ class ZOState:
             "register_zo_eval_loss_fn_post_hook": self.eval_hooks.post.append,
         }
 
+        @never_compiled
         @functools.wraps(self._forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
             kwargs.update(zip(self._positional, args, strict=False))

@@ -9,6 +9,7 @@ weights      base + pending updates + perturbation, in the precision of the weig
 lockstep     passes as coroutines that change places at unit entries
 record       the first pass: execution order, and weights read outside their unit
 engine       the sweep that ties these together
+eager        what torch.compile leaves alone
 readback     losses, read past the copies of weights
 abreast      passes side by side on a GPU; replay: whole sweeps as CUDA graphs
 """

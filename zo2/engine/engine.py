@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from zo2.engine.abreast import Formation, InFile
 from zo2.engine.deferral import Deferral
 from zo2.engine.devicememory import Usage, out_of_memory_explained
+from zo2.engine.eager import compiling_nothing, never_compiled
 from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
@@ -240,6 +241,7 @@ class Engine:
     # -- hooks ----------------------------------------------------------------------------
 
     def _entering(self, unit: Unit) -> Callable[..., None]:
+        @never_compiled
         def hook(module: nn.Module, args: Any) -> None:
             one = self._lockstep.current if self._lockstep else None
             if one is None:
@@ -254,6 +256,7 @@ class Engine:
         return hook
 
     def _leaving(self, unit: Unit) -> Callable[..., Any]:
+        @never_compiled
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             one = self._lockstep.current if self._lockstep else None
             if one is None or unit not in one.inside:
@@ -366,7 +369,7 @@ class Engine:
         def recorded() -> Any:
             handles = recorder.watch_modules()
             try:
-                with recorder:
+                with compiling_nothing(), recorder:
                     return body()
             finally:
                 for handle in handles:

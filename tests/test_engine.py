@@ -630,6 +630,45 @@ def test_weights_read_outside_their_module_are_found_and_perturbed(unit, slots):
     assert_same(weights, other)
 
 
+class Decoder(nn.Module):
+    """One part of it is called from elsewhere first, without the rest, as in Perceiver."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.mix = nn.Linear(8, 8), Mix()
+
+    def forward(self, x):
+        return self.mix(x)
+
+
+class AsksTheDecoderFirst(Toy):
+    def __init__(self):
+        super().__init__([Mix(), Mix()])
+        self.decoder = Decoder()
+
+    def forward(self, input_ids, labels=None):
+        x = self.embed(input_ids)
+        query = self.decoder.query(x)
+        for layer in self.layers:
+            x = layer(x)
+        logits = self.head(self.decoder(x + query))
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits
+
+
+@pytest.mark.parametrize("unit", ["block", "leaf"])
+def test_a_part_of_a_unit_may_be_called_without_the_rest(unit):
+    torch.manual_seed(1)
+    model = AsksTheDecoderFirst().eval()
+    one = toy_batch()
+    found = losses_of_a_step(model, one, unit=unit)
+    assert found == toy_losses(model, one, zo2_seed(0), [1e-3, -1e-3])
+    losses, weights = train(model, [one], 4, zo2=False)
+    streamed = Placement(slots=2, copies=True, outside=True)
+    other_losses, other = train(model, [one], 4, streamed, unit=unit)
+    assert losses == other_losses
+    assert_same(weights, other)
+
+
 class SlicePositions(nn.Module):
     def __init__(self):
         super().__init__()

@@ -138,10 +138,10 @@ class Recorder(TorchFunctionMode):
             if unit.held or any(module in self._running for module in unit.modules):
                 return
             ancestor = self._ancestor(weight.name, unit)
-            if ancestor is None:
-                self._held.add(weight.name)
-            else:
+            if ancestor and unit.name.startswith(f"{ancestor}."):
                 self._whole.add(ancestor)
+            else:
+                self._held.add(weight.name)
             self._supply(unit)
 
     def _ancestor(self, weight: str, unit: Unit) -> str | None:

@@ -1,4 +1,7 @@
-"""Trainers: `ZOTrainer` on transformers' Trainer, `ZOSFTTrainer` on trl's SFTTrainer."""
+"""Trainers: `ZOTrainer` on transformers' Trainer, `ZOSFTTrainer` on trl's SFTTrainer.
+
+>>> class ZOSeq2SeqTrainer(ZOMixin, transformers.Seq2SeqTrainer): pass  # and others likewise
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zo2.trainer.hf_transformers import ZOTrainer
     from zo2.trainer.hf_trl import ZOSFTTrainer
+    from zo2.trainer.mixin import ZOMixin
 
-__all__ = ["ZOSFTTrainer", "ZOTrainer"]
+__all__ = ["ZOMixin", "ZOSFTTrainer", "ZOTrainer"]
 
-_HOMES = {"ZOTrainer": "zo2.trainer.hf_transformers", "ZOSFTTrainer": "zo2.trainer.hf_trl"}
+_HOMES = {
+    "ZOMixin": "zo2.trainer.mixin",
+    "ZOTrainer": "zo2.trainer.hf_transformers",
+    "ZOSFTTrainer": "zo2.trainer.hf_trl",
+}
 
 
 def __getattr__(name: str) -> Any:

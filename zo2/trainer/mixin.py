@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +40,8 @@ Batch = dict[str, Any]
 
 class ZOMixin(Trainer):  # type: ignore[misc]
     """Zeroth-order steps for the Trainer class that follows it among a class's bases.
+
+    >>> class ZOSeq2SeqTrainer(ZOMixin, transformers.Seq2SeqTrainer): pass
 
     The model may be prepared (`zo2.prepare`, ``zo_init``); otherwise ``zo_config`` says how. The
     trainer leaves it in evaluation mode except within its steps, so callbacks and metrics may
@@ -90,8 +92,12 @@ class ZOMixin(Trainer):  # type: ignore[misc]
         rates = optimizer_settings(args, zo_config or state.config, own)
         if args is not None:
             args = forward_only(args)
+        if others:
+            others = args, *others
+        else:  # by name: it is not every Trainer's second argument
+            kwargs["args"] = args
         with state.bare() if state else contextlib.nullcontext():
-            super().__init__(model, args, *others, **kwargs)
+            super().__init__(model, *others, **kwargs)
         if state and self.model is not model:
             raise ConfigError(
                 "The prepared model was wrapped in another one (by peft_config?). Pass the "
@@ -136,6 +142,12 @@ class ZOMixin(Trainer):  # type: ignore[misc]
         Returns:
             The step's loss; 0 for the earlier micro-batches.
         """
+        if not isinstance(inputs, Mapping):
+            raise ConfigError(
+                f"{type(self).__name__} hands its steps a {type(inputs).__name__}, not a batch "
+                "(as GRPO does, which generates within a step): each pass would make a batch of "
+                "its own. Use a Trainer that collates its batches."
+            )
         for hook in self._pre_hooks:
             model, inputs = hook(model, inputs) or (model, inputs)
         self._micro_batches.append((inputs, num_items_in_batch))
@@ -179,7 +191,11 @@ class ZOMixin(Trainer):  # type: ignore[misc]
 
     def _stand_in(self) -> Any:
         """A trainer for a pass whose loss is not logged: what it notes down is forgotten."""
-        return copy.copy(self)
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if "metrics" in name and isinstance(value, dict):
+                setattr(other, name, copy.deepcopy(value))
+        return other
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from transformers import Trainer
@@ -45,9 +44,3 @@ class ZOSFTTrainer(ZOMixin, SFTTrainer):  # type: ignore[misc]
         if custom or hooks.pre or hooks.post:
             return Trainer.compute_loss(self, model, inputs, *args, **kwargs)
         return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def _stand_in(self) -> Any:
-        other = super()._stand_in()
-        if hasattr(self, "_metrics"):
-            other._metrics = copy.deepcopy(self._metrics)
-        return other

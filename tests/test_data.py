@@ -162,6 +162,13 @@ def prompter(max_length=64, words=None, bos=False):
     return Prompter(Template.parse(prompts.DEFAULT_TEMPLATE), words, encode, max_length)
 
 
+def test_a_tokenizer_of_another_model_is_noticed():
+    tokens = prompts.encoder(checkpoint.tokenizer(), known=304)("a fine film")
+    assert max(tokens) < 304
+    with pytest.raises(DataError, match="do not belong together"):
+        prompts.encoder(checkpoint.tokenizer(), known=max(tokens))("a fine film")
+
+
 @pytest.mark.parametrize("bos", [False, True])
 def test_the_loss_is_on_the_label_word_alone(bos):
     tokenizer = checkpoint.tokenizer(bos)

@@ -60,6 +60,11 @@ class Loaded:
     model: Any
     tokenizer: Any
 
+    @property
+    def known(self) -> int:
+        """Tokens that the model has embeddings for."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
 
 # -- finding ----------------------------------------------------------------------------------
 
@@ -363,7 +368,7 @@ def explain(error: BaseException, source: Source) -> str:
             f"{source.name}; a newer transformers may: pip install -U transformers"
         )
     if "Unrecognized configuration class" in text:
-        return f"{source.name} is no causal language model, the only kind this command trains."
+        return f"{source.name} is no causal language model, the only kind this command takes."
     first = next(iter(str(error).strip().splitlines()), "")
     return scrub(f"{source.name} could not be loaded: {first or type(error).__name__}")
 

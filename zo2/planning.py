@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from zo2.engine.deferral import MOST
 from zo2.engine.partition import Unit, partition
 from zo2.engine.placement import Placement, Plan
-from zo2.errors import DeviceMemoryError
+from zo2.errors import ConfigError, DeviceMemoryError, ModelError
 from zo2.logits import Head
 
 
@@ -131,12 +131,13 @@ def build(name: str, dtype: str) -> Any:
         dtype: precision, one of `zo2.loading.DTYPES`.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or it is no causal language model.
     """
     import transformers
 
     from zo2 import loading
 
+    source = loading.Source(name, name) if name in OPT else loading.resolve(name)
     if name in OPT:
         shape = OPT[name]
         config: Any = transformers.OPTConfig(
@@ -150,9 +151,12 @@ def build(name: str, dtype: str) -> Any:
             dropout=0.0,
         )
     else:
-        config = loading.load_config(loading.resolve(name))
+        config = loading.load_config(source)
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        try:
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        except ValueError as error:
+            raise ModelError(loading.explain(error, source)) from error
     return model.to(getattr(torch, dtype)).eval()
 
 
@@ -268,6 +272,12 @@ class Work:
     micro_batches: int
 
 
+def longest(model: nn.Module) -> float:
+    """Tokens of the longest example that a model takes; infinite if it does not say."""
+    config = getattr(model, "config", None)
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
 def work(
     model: nn.Module, unit: str, batch: int, tokens: int, passes: int = 2, micro_batches: int = 1
 ) -> Work:
@@ -280,7 +290,14 @@ def work(
         tokens: of each example.
         passes: perturbations of a step.
         micro_batches: of a step.
+
+    Raises:
+        ConfigError: the model does not take so many tokens.
     """
+    if tokens > (most := longest(model)):
+        raise ConfigError(
+            f"Examples of {tokens} tokens are longer than this model takes: --tokens {most}."
+        )
     needed = activations(model, unit, batch, tokens, passes * micro_batches)
     whole = batch * tokens * micro_batches
     return Work(partition(model, unit), needed, whole, passes, micro_batches)

@@ -102,15 +102,26 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def encoder(tokenizer: Any) -> Encode:
-    """A tokenizer's encoding with the special tokens it puts in front, but none at the end."""
+def encoder(tokenizer: Any, known: int | None = None) -> Encode:
+    """A tokenizer's encoding with the special tokens it puts in front, but none at the end.
+
+    Args:
+        tokenizer: transformers'.
+        known: tokens that the model knows; a text that needs others is a `DataError`.
+    """
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     starts = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
     front = list(whole[: next(starts, 0)])
 
     def encode(text: str) -> list[int]:
-        return front + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokens = front + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if known is not None and max(tokens, default=0) >= known:
+            raise DataError(
+                f"The tokenizer makes token {max(tokens)} of a text, but the model knows {known}: "
+                "they do not belong together. Save the model's own tokenizer beside it."
+            )
+        return tokens
 
     return encode
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from zo2.planning import Prediction
 
 
+TOKENS = 2048
+
+
 @one_line_errors(mistake=MISTAKE)
 def plan(
     model: Annotated[
@@ -31,7 +34,12 @@ def plan(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Examples of a micro-batch.")] = 1,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of an example.")] = 2048,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help=f"Tokens of an example (default: {TOKENS}, or the most the model takes)."
+        ),
+    ] = None,
     micro_batches: Annotated[int, typer.Option(min=1, help="Micro-batches of a step.")] = 1,
     passes: Annotated[
         int, typer.Option(min=1, help="Passes of a step: 2 for MeZO, n + 1 for FZOO.")
@@ -72,6 +80,7 @@ def plan(
         machine = replace(machine, name=f"H200 on a link of {link}/s", up=rate, both=rate)
     with out.status("Reading the model's shape ..."):
         built = planning.build(model, dtype)
+        tokens = tokens or int(min(TOKENS, planning.longest(built)))
         sizes = [unit.value] if unit else unit_sizes_to_try(built, Placement(budget=1))
         steps = [planning.work(built, size, batch, tokens, passes, micro_batches) for size in sizes]
 
@@ -86,20 +95,24 @@ def plan(
     table = Table(title=f"{model}, {dtype}, {batch} x {tokens} tokens, {machine.name}")
     for name in ("budget", "device memory", "page-locked", "moved per step", "s / step", "limit"):
         table.add_column(name, justify="left" if name == "limit" else "right")
-    for size, one in found:
-        times = {"link": one.link, "GPU": one.compute, "host": one.host}
-        table.add_row(
-            f"{size / 1e9:.2f} GB",
-            f"{one.plan.need.total / 1e9:.2f} GB",
-            f"{one.page_locked / 1e9:.1f} GB",
-            f"{(one.up + one.down) / 1e9:.1f} GB",
-            f"{one.seconds:.3f}",
-            max(times, key=times.__getitem__),
-        )
+    for row in dict.fromkeys(_row(size, one) for size, one in found):  # small models have few
+        table.add_row(*row)
     out.print(table)
     need = found[-1][1].plan.need if budget else found[0][1].plan.need
     out.print(
         f"{'Device memory' if budget else 'The least'}: context {need.context / 1e9:.2f}, "
         f"activations {need.activations / 1e9:.2f}, perturbed copies {need.perturbed / 1e9:.2f}, "
         f"buffers {need.slots / 1e9:.2f}, resident weights {need.resident / 1e9:.2f} GB"
+    )
+
+
+def _row(budget: int, one: Prediction) -> tuple[str, ...]:
+    times = {"link": one.link, "GPU": one.compute, "host": one.host}
+    return (
+        f"{budget / 1e9:.2f} GB",
+        f"{one.plan.need.total / 1e9:.2f} GB",
+        f"{one.page_locked / 1e9:.1f} GB",
+        f"{(one.up + one.down) / 1e9:.1f} GB",
+        f"{one.seconds:.3f}",
+        max(times, key=times.__getitem__),
     )

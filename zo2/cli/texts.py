@@ -62,7 +62,7 @@ def make_prompter(
 ) -> prompts.Prompter:
     """What turns texts into tokens, no longer than the model takes."""
     limit = getattr(loaded.model.config, "max_position_embeddings", None) or max_length
-    encode = prompts.encoder(loaded.tokenizer)
+    encode = prompts.encoder(loaded.tokenizer, loaded.known)
     return prompts.Prompter(template, words, encode, min(max_length, limit))
 
 

@@ -282,7 +282,7 @@ class _Run:
 
     def _encoder(self) -> Encoder:
         limit = sequence_limit(self.loaded.model, self.settings)
-        return Encoder(encoder(self.loaded.tokenizer), limit)
+        return Encoder(encoder(self.loaded.tokenizer, self.loaded.known), limit)
 
 
 def _split(settings: Settings, task: Task) -> Split:

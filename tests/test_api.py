@@ -528,6 +528,8 @@ def test_models_that_cannot_be_prepared_name_the_parameter():
     model.hf_device_map = {"embed": "cpu", "layers": "disk"}
     with pytest.raises(zo2.ModelError, match="without device_map"):
         zo2.prepare(model)
+    with pytest.raises(zo2.ModelError, match="within DataParallel"):
+        zo2.prepare(torch.nn.DataParallel(toy()))
     with pytest.raises(zo2.ModelError, match="prepared already"):
         zo2.prepare(zo2.prepare(toy(), zo2.ZOConfig(**CPU)))
 

@@ -34,6 +34,11 @@ def check_model(model: nn.Module) -> None:
             "This is what torch.compile makes of a model. Prepare the model itself, and compile "
             "its blocks (block.compile() for each) if its passes shall be compiled."
         )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ModelError(
+            f"This is a model within {type(model).__name__}; zo2 runs a model on one device. "
+            "Prepare the model itself (its attribute module)."
+        )
     for name, parameter in model.named_parameters():
         kind = type(parameter).__name__
         if not parameter.is_floating_point() or kind in ("Params4bit", "Int8Params"):

@@ -126,15 +126,6 @@ def test_seed_everything_repeats_a_run():
 
 
 @contextlib.contextmanager
-def default_device(device):
-    torch.set_default_device(device)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-@contextlib.contextmanager
 def default_dtype(dtype):
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -149,7 +140,7 @@ def default_dtype(dtype):
     [
         lambda: default_dtype(torch.bfloat16),
         lambda: default_dtype(torch.float64),
-        lambda: default_device("meta"),
+        lambda: torch.device("meta"),
     ],
     ids=["bfloat16", "float64", "another device"],
 )

@@ -122,7 +122,7 @@ def test_the_tutorials_commands(run, tmp_path, monkeypatch):
 
 
 def test_the_tutorials_code(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL)  # the other: test_mixin
     model = str(checkpoint.save(tmp_path / "model"))
     monkeypatch.chdir(tmp_path)
     preamble = "from transformers import AutoModelForCausalLM\nimport zo2\n"

@@ -205,6 +205,22 @@ def test_a_step_holds_no_logits_that_only_the_models_loss_reads(tmp_path, monkey
     assert set(kinds) == {torch.Tensor}
 
 
+def test_blocks_may_be_compiled(tmp_path):
+    torch._dynamo.reset()
+    model, graphs = tiny("llama"), []
+    plain = trainer(copy.deepcopy(model), tmp_path)
+    plain.train()
+    for block in model.model.layers:
+        block.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    compiled = trainer(model, tmp_path)
+    compiled.train()
+    torch._dynamo.reset()
+    assert graphs
+    assert compiled.log_seen.values("loss") == plain.log_seen.values("loss")
+    expected = dict(plain.model.named_parameters())
+    assert all(torch.equal(expected[name], one) for name, one in model.named_parameters())
+
+
 def test_a_subclass_that_scales_its_loss_itself(tmp_path):
     class Scaled(ZOTrainer):
         loss_is_scaled_for_ga = True
@@ -736,7 +752,7 @@ def test_a_first_order_checkpoint_is_refused(tmp_path):
         ({"fp16": True}, "load the model in float16"),
         ({"bf16_full_eval": True}, "load the model in bfloat16"),
         ({"neftune_noise_alpha": 5}, "other noise in every pass"),
-        ({"torch_compile": True}, "the model's own forward"),
+        ({"torch_compile": True}, "block.compile"),
         ({"fsdp": "full_shard"}, "the model's own forward"),
         ({"use_liger_kernel": True}, "load a model that has its kernels"),
         ({"past_index": 1}, "a differently perturbed one"),

@@ -18,6 +18,7 @@ from zo2.errors import ConfigError
 
 _OPTIMIZER = "the update is the method's own; choose it by ZOConfig(method=...)"
 _WHOLE = "the engine runs the model's own forward on one device"
+_COMPILE = "passes pause between blocks: compile these instead, by block.compile() for each"
 _LIGER = "it replaces the model's forward; load a model that has its kernels"
 _REFUSED = {
     "optim": _OPTIMIZER,
@@ -34,7 +35,7 @@ _REFUSED = {
     "bf16_full_eval": "it would convert the weights for good; load the model in bfloat16 instead",
     "neftune_noise_alpha": "it draws other noise in every pass, and the passes of a step are "
     "compared with each other",
-    "torch_compile": _WHOLE,
+    "torch_compile": _COMPILE,
     "jit_mode_eval": _WHOLE,
     "use_ipex": _WHOLE,
     "use_liger_kernel": _LIGER,
@@ -94,8 +95,8 @@ def check_accelerator(accelerator: Any, args: Any) -> None:
         )
     if str(accelerator.state.dynamo_plugin.backend.value) != "NO":
         raise ConfigError(
-            f"accelerate is configured to compile the model, but {_WHOLE} (unset "
-            "ACCELERATE_DYNAMO_BACKEND)."
+            f"accelerate is configured to compile the model, but {_COMPILE}; unset "
+            "ACCELERATE_DYNAMO_BACKEND."
         )
     if args.world_size > 1:
         raise ConfigError(

@@ -256,18 +256,23 @@ def test_updates_of_what_was_fetched_ahead_go_home_while_passes_begin(window, mo
         assert happened.count("home") == (5 if written else 0), number
 
 
-def test_blocks_go_home_in_turn_and_never_lack_more_than_they_may(monkeypatch):
+@pytest.fixture
+def home(monkeypatch):
+    """Where each copy home has gone so far, in order."""
     from zo2.engine.transfer import HostLanes
 
+    places, copied = [], HostLanes.write_back
+    monkeypatch.setattr(
+        HostLanes, "write_back", lambda *args: (places.append(args[1].data_ptr()), copied(*args))[1]
+    )
+    return places
+
+
+def test_blocks_go_home_in_turn_and_never_lack_more_than_they_may(home):
     model = toy(6)
     placement = Placement(slots=2, copies=True, write_back_every=3)
     zo2.prepare(model, zo2.ZOConfig(**CPU), placement=placement)
     engine = model._zo.engine
-    home = []
-    copied = HostLanes.write_back
-    monkeypatch.setattr(
-        HostLanes, "write_back", lambda *args: (home.append(args[1].data_ptr()), copied(*args))[1]
-    )
     model(**toy_batch())
     counts = []
     for _ in range(9):
@@ -282,16 +287,12 @@ def test_blocks_go_home_in_turn_and_never_lack_more_than_they_may(monkeypatch):
     assert not engine.pending
 
 
-def test_sweeps_that_wait_for_copies_bring_less_home(monkeypatch):
+def test_sweeps_that_wait_for_copies_bring_less_home(home, monkeypatch):
     from zo2.engine.transfer import HostLanes
 
     model = toy(6)
     zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
-    home, waits = [], 0.0
-    copied = HostLanes.write_back
-    monkeypatch.setattr(
-        HostLanes, "write_back", lambda *args: (home.append(args[1].data_ptr()), copied(*args))[1]
-    )
+    waits = 0.0
     monkeypatch.setattr(HostLanes, "waited", lambda lanes: waits)
 
     def brought_home(steps):

@@ -8,24 +8,9 @@ import transformers
 
 from tests.oracle import naive_mezo
 from tests.test_models import EPS, SEED, SLOTS, prepared
+from tests.tiny import SIZES, STACKS, VOCABULARY
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-BOTH_STACKS = {
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-}
 PATCHES = {"image_size": 32, "patch_size": 8}
-VOCABULARY = 96
 
 
 def tokens(length, most=90):
@@ -82,7 +67,7 @@ def talks_about_images():
 
 def writes_down_speech():
     config = transformers.WhisperConfig(
-        vocab_size=VOCABULARY, **BOTH_STACKS, num_mel_bins=8, max_source_positions=20,
+        vocab_size=VOCABULARY, **STACKS, num_mel_bins=8, max_source_positions=20,
         max_target_positions=20, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         decoder_start_token_id=1, suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip

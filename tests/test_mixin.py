@@ -16,7 +16,8 @@ import zo2
 from tests import checkpoint
 from tests.test_engine import CPU
 from tests.test_kinds import translates
-from tests.test_trainer import Log, as_it_was  # noqa: F401
+from tests.test_trainer import as_it_was  # noqa: F401
+from tests.trainers import UNATTENDED, Log
 from zo2.trainer import ZOMixin
 
 PAIRS = [
@@ -28,11 +29,7 @@ ARGUMENTS = {
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 8,
     "max_steps": 1,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": [],
-    "disable_tqdm": True,
-    "use_cpu": True,
+    **UNATTENDED,
     "bf16": False,
     "learning_rate": 1e-3,
 }

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import zo2
-from tests.tiny import FAMILIES, tiny
+from tests.tiny import FAMILIES, SIZES, tiny
 from zo2 import planning
 from zo2.engine.placement import Placement
+from zo2.loading import longest
 
 
 @pytest.fixture(scope="module")
@@ -89,22 +90,14 @@ def test_unknown_models_are_named():
 def test_what_is_no_language_model_and_what_is_too_long_is_said(tmp_path):
     import transformers
 
-    transformers.ViTConfig(**SMALL).save_pretrained(tmp_path / "sees")
+    transformers.ViTConfig(**SIZES).save_pretrained(tmp_path / "sees")
     with pytest.raises(zo2.ModelError, match="no causal language model"):
         planning.build(str(tmp_path / "sees"), "float16")
-    transformers.LlamaConfig(**SMALL, max_position_embeddings=64).save_pretrained(
+    transformers.LlamaConfig(**SIZES, max_position_embeddings=64).save_pretrained(
         tmp_path / "short"
     )
     short = planning.build(str(tmp_path / "short"), "float16")
-    assert planning.longest(short) == 64
+    assert longest(short) == 64
     with pytest.raises(zo2.ConfigError, match="--tokens 64"):
         planning.work(short, "block", 1, 65)
     assert planning.work(short, "block", 1, 64).tokens == 64
-
-
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}

@@ -18,12 +18,13 @@ pytest.importorskip("trl")
 
 import datasets
 import trl
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 import zo2
 from tests import checkpoint
 from tests.test_engine import CPU
 from tests.tiny import FAMILIES, tiny
+from tests.trainers import UNATTENDED, Log
 from verify import rows
 from zo2.engine.placement import Placement
 from zo2.trainer.hf_trl.missing import install_line
@@ -52,17 +53,6 @@ if Version("0.13") <= TRL:  # before, prompts and completions were always chats
     KINDS["prompt and completion"] = ANSWERS
 
 
-class Log(TrainerCallback):
-    def __init__(self) -> None:
-        self.entries: list[dict] = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.entries.append(dict(logs))
-
-    def values(self, name):
-        return [entry[name] for entry in self.entries if name in entry]
-
-
 def tokenizer():
     made = checkpoint.tokenizer()
     made.chat_template = CHAT
@@ -73,11 +63,7 @@ def config(folder, **changes):
     options = {
         "per_device_train_batch_size": 2,
         "max_steps": 2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
+        **UNATTENDED,
         "bf16": False,
         "lr_scheduler_type": "constant",
         **changes,

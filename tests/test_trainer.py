@@ -29,8 +29,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 import zo2
 from tests.oracle import naive_mezo
+from tests.test_compiled import compiling, graphs, in_place  # noqa: F401
 from tests.test_engine import CPU
+from tests.test_logits import set_chunk
 from tests.tiny import FAMILIES, batch, tiny
+from tests.trainers import UNATTENDED, Log
 from zo2 import logits
 from zo2.engine.placement import Placement
 from zo2.errors import CheckpointError
@@ -57,28 +60,11 @@ def data(model, rows: int = ROWS, padded: bool = True) -> list[dict[str, torch.T
     return [{name: value[row] for name, value in both.items()} for row in range(rows)]
 
 
-class Log(TrainerCallback):
-    """What a reporting callback is told."""
-
-    def __init__(self) -> None:
-        self.entries: list[dict] = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.entries.append(dict(logs))
-
-    def values(self, name: str) -> list[float]:
-        return [entry[name] for entry in self.entries if name in entry]
-
-
 def arguments(folder, **changes) -> TrainingArguments:
     settings = {
         "per_device_train_batch_size": 2,
         "max_steps": 4,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
+        **UNATTENDED,
         "lr_scheduler_type": "constant",
         **changes,
     }
@@ -193,8 +179,7 @@ def test_a_step_holds_no_logits_that_only_the_models_loss_reads(tmp_path, monkey
 
     expected, kinds, chunks = losses(ZOTrainer, tmp_path), [], []
     cross_entropy = logits.Logits.cross_entropy
-    monkeypatch.setattr(logits, "CHUNK", 1)
-    monkeypatch.setattr(logits, "ROWS", 1)
+    set_chunk(monkeypatch, 1)
     monkeypatch.setattr(
         logits.Logits, "cross_entropy", lambda *args: chunks.append(1) or cross_entropy(*args)
     )
@@ -205,16 +190,13 @@ def test_a_step_holds_no_logits_that_only_the_models_loss_reads(tmp_path, monkey
     assert set(kinds) == {torch.Tensor}
 
 
-def test_blocks_may_be_compiled(tmp_path):
-    torch._dynamo.reset()
-    model, graphs = tiny("llama"), []
+def test_blocks_may_be_compiled(tmp_path, graphs):  # noqa: F811
+    model = tiny("llama")
     plain = trainer(copy.deepcopy(model), tmp_path)
     plain.train()
-    for block in model.model.layers:
-        block.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    in_place(model.model.layers, compiling(graphs))
     compiled = trainer(model, tmp_path)
     compiled.train()
-    torch._dynamo.reset()
     assert graphs
     assert compiled.log_seen.values("loss") == plain.log_seen.values("loss")
     expected = dict(plain.model.named_parameters())

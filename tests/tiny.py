@@ -22,12 +22,25 @@ HEADS = {
     "question": "ForQuestionAnswering",
 }
 
-_PLAIN = {
-    "vocab_size": VOCABULARY,
+SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+}
+STACKS = {  # of models with an encoder and a decoder
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}
+
+_PLAIN = {
+    **SIZES,
+    "vocab_size": VOCABULARY,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     "pad_token_id": 0,
@@ -51,14 +64,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": (
         "Bart",
         {
+            **STACKS,
             "vocab_size": VOCABULARY,
-            "d_model": 32,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 48,
-            "decoder_ffn_dim": 48,
             "max_position_embeddings": 64,
             "pad_token_id": 0,
             "bos_token_id": 1,

@@ -66,6 +66,11 @@ class Loaded:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
 
+def longest(model: Any) -> int | None:
+    """Tokens of the longest sequence that a model takes; ``None`` if it does not say."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None) or None
+
+
 # -- finding ----------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zo2 import loading
 from zo2.engine.deferral import MOST
 from zo2.engine.partition import Unit, partition
 from zo2.engine.placement import Placement, Plan
@@ -133,30 +134,35 @@ def build(name: str, dtype: str) -> Any:
     Raises:
         ModelError: there is no such model, or it is no causal language model.
     """
+    if name in OPT:
+        return _empty(_opt_config(OPT[name]), dtype)
+    source = loading.resolve(name)
+    try:
+        return _empty(loading.load_config(source), dtype)
+    except ValueError as error:
+        raise ModelError(loading.explain(error, source)) from error
+
+
+def _opt_config(shape: Shape) -> Any:
     import transformers
 
-    from zo2 import loading
+    return transformers.OPTConfig(
+        hidden_size=shape.hidden,
+        word_embed_proj_dim=shape.hidden,
+        ffn_dim=4 * shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        vocab_size=50272,
+        max_position_embeddings=2048,
+        dropout=0.0,
+    )
 
-    source = loading.Source(name, name) if name in OPT else loading.resolve(name)
-    if name in OPT:
-        shape = OPT[name]
-        config: Any = transformers.OPTConfig(
-            hidden_size=shape.hidden,
-            word_embed_proj_dim=shape.hidden,
-            ffn_dim=4 * shape.hidden,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            vocab_size=50272,
-            max_position_embeddings=2048,
-            dropout=0.0,
-        )
-    else:
-        config = loading.load_config(source)
+
+def _empty(config: Any, dtype: str) -> Any:
+    import transformers
+
     with torch.device("meta"):
-        try:
-            model = transformers.AutoModelForCausalLM.from_config(config)
-        except ValueError as error:
-            raise ModelError(loading.explain(error, source)) from error
+        model = transformers.AutoModelForCausalLM.from_config(config)
     return model.to(getattr(torch, dtype)).eval()
 
 
@@ -272,12 +278,6 @@ class Work:
     micro_batches: int
 
 
-def longest(model: nn.Module) -> float:
-    """Tokens of the longest example that a model takes; infinite if it does not say."""
-    config = getattr(model, "config", None)
-    return getattr(config, "max_position_embeddings", None) or math.inf
-
-
 def work(
     model: nn.Module, unit: str, batch: int, tokens: int, passes: int = 2, micro_batches: int = 1
 ) -> Work:
@@ -294,7 +294,8 @@ def work(
     Raises:
         ConfigError: the model does not take so many tokens.
     """
-    if tokens > (most := longest(model)):
+    most = loading.longest(model)
+    if most and tokens > most:
         raise ConfigError(
             f"Examples of {tokens} tokens are longer than this model takes: --tokens {most}."
         )

@@ -80,7 +80,7 @@ def plan(
         machine = replace(machine, name=f"H200 on a link of {link}/s", up=rate, both=rate)
     with out.status("Reading the model's shape ..."):
         built = planning.build(model, dtype)
-        tokens = tokens or int(min(TOKENS, planning.longest(built)))
+        tokens = tokens or min(TOKENS, loading.longest(built) or TOKENS)
         sizes = [unit.value] if unit else unit_sizes_to_try(built, Placement(budget=1))
         steps = [planning.work(built, size, batch, tokens, passes, micro_batches) for size in sizes]
 

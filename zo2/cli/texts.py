@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from zo2 import data, prompts
 from zo2.batches import pad_token
+from zo2.loading import longest
 
 if TYPE_CHECKING:
     from zo2.evaluation import Score
@@ -61,7 +62,7 @@ def make_prompter(
     loaded: Loaded, template: prompts.Template, words: Mapping[str, str], max_length: int
 ) -> prompts.Prompter:
     """What turns texts into tokens, no longer than the model takes."""
-    limit = getattr(loaded.model.config, "max_position_embeddings", None) or max_length
+    limit = longest(loaded.model) or max_length
     encode = prompts.encoder(loaded.tokenizer, loaded.known)
     return prompts.Prompter(template, words, encode, min(max_length, limit))
 

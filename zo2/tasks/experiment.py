@@ -18,7 +18,7 @@ import zo2
 from zo2.batches import pad_token
 from zo2.directions import get_family
 from zo2.errors import ConfigError, DataError, NonFiniteLossError
-from zo2.loading import Loaded
+from zo2.loading import Loaded, longest
 from zo2.prompts import encoder
 from zo2.tasks import modes, sources
 from zo2.tasks.base import Classification, Task
@@ -319,9 +319,9 @@ def sequence_limit(model: Any, settings: Settings) -> int:
     Raises:
         ConfigError: more are asked for than the model takes.
     """
-    takes = getattr(model.config, "max_position_embeddings", None)
+    takes = longest(model)
     prefix = modes.PREFIX_TOKENS if settings.mode == modes.PREFIX else 0
-    most = LONGEST if takes is None else int(takes) - prefix
+    most = LONGEST if takes is None else takes - prefix
     if settings.max_length is None:
         return min(LONGEST, most)
     if takes is not None and settings.max_length > most:

@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ import torch
 import zo2
 from benchmarks import mezo, shapes, sharing
 from zo2.config.base import parse_bytes
-from zo2.engine import readback
+from zo2.engine import zerocopy
 from zo2.engine.deferral import MOST
 from zo2.engine.store import PageLock
 from zo2.engine.transfer import CudaLanes, Way
@@ -118,8 +118,8 @@ def reads() -> dict[str, float]:
     return {
         "as usual, one stream": wait(on_one_stream, torch.Tensor.tolist),
         "as usual, two in turn": wait(in_turn, torch.Tensor.tolist),
-        "losses, one stream": wait(on_one_stream, readback.read),
-        "losses, two in turn": wait(in_turn, readback.read),
+        "losses, one stream": wait(on_one_stream, zerocopy.read),
+        "losses, two in turn": wait(in_turn, zerocopy.read),
     }
 
 
@@ -127,6 +127,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     before = used_before()
     started = time.perf_counter()
     model = shapes.empty(options.shape, options.dtype, options.layers, options.in_host)
+    if options.compile:
+        for block in _blocks(model):
+            block.compile()
     shape = options.batch, options.tokens
     ids = torch.randint(49152, shape, generator=torch.Generator().manual_seed(1))
     micro = [{"input_ids": one, "labels": one} for one in ids.split(options.micro or shape[0])]
@@ -181,6 +184,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _blocks(model: torch.nn.Module) -> Iterable[torch.nn.Module]:
+    """The decoder blocks: what the longest list of modules holds."""
+    lists = (one for one in model.modules() if isinstance(one, torch.nn.ModuleList))
+    return max(lists, key=len)
+
+
 def _watch_ways_home() -> list[int]:
     """From now on, the bytes of each copy home."""
     home: list[int] = []
@@ -233,6 +242,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=1)
     parser.add_argument("--every", type=int, help="sweeps from one way home to the next")
     parser.add_argument("--graphs", action="store_true", help="replay steps as CUDA graphs")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--link", action="store_true", help="only the rates of the link")
     parser.add_argument("--reads", action="store_true", help="only what reading a number takes")

@@ -293,7 +293,7 @@ def test_sweeps_that_wait_for_copies_bring_less_home(home, monkeypatch):
     model = toy(6)
     zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
     waits = 0.0
-    monkeypatch.setattr(HostLanes, "waited", lambda lanes: waits)
+    monkeypatch.setattr(HostLanes, "idled", lambda lanes: waits)
 
     def brought_home(steps):
         counts = []
@@ -428,15 +428,15 @@ def test_buffers_go_when_a_model_is_released_without_waiting_for_the_garbage_col
     assert model(**toy_batch()).isfinite()
 
 
-@given(st.integers(0, 10**6), st.integers(1, 10**9))
-def test_pieces_are_a_part_in_order(start, length):
-    from zo2.engine.transfer import PIECE, _pieces
+@given(st.integers(0, 10**6), st.integers(1, 10**9), st.integers(10**5, 10**8))
+def test_pieces_are_a_part_in_order(start, length, about):
+    from zo2.engine.transfer import _pieces
 
-    pieces = _pieces(slice(start, start + length))
+    pieces = _pieces(slice(start, start + length), about)
     assert pieces[0].start == start
     assert pieces[-1].stop == start + length
     assert all(one.stop == other.start for one, other in itertools.pairwise(pieces))
-    assert all(0 < piece.stop - piece.start < 1.6 * PIECE for piece in pieces)
+    assert all(0 < piece.stop - piece.start < 1.6 * about for piece in pieces)
 
 
 def test_fzoo_is_its_formula():

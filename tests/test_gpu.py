@@ -11,7 +11,7 @@ import torch
 import zo2
 from tests.oracle import direction
 from tests.tiny import batch, tiny
-from zo2.engine import readback
+from zo2.engine import zerocopy
 
 pytestmark = [
     pytest.mark.gpu,
@@ -227,18 +227,102 @@ def test_running_out_of_memory_drops_the_step_and_says_what_to_change():
     assert model(**one).isfinite()
 
 
-def test_losses_are_read_past_weights_on_their_way_home():
-    host = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
-    weights = torch.ones(1 << 30, dtype=torch.uint8, device="cuda")
+# -- past copies ------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["up", "home"])
+def on_its_way(request):
+    """Queues a gigabyte in one direction, and returns the event at its end."""
+    host = torch.zeros(1 << 30, dtype=torch.uint8, pin_memory=True)
+    weights = torch.zeros(1 << 30, dtype=torch.uint8, device="cuda")
+    stream = torch.cuda.Stream()
+
+    def queue():
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            to, source = (weights, host) if request.param == "up" else (host, weights)
+            to.copy_(source, non_blocking=True)
+            return stream.record_event()
+
+    return queue
+
+
+def test_losses_are_read_past_weights(on_its_way):
     losses = torch.tensor([[1.5], [float("inf")]], device="cuda")
-    readback.read(losses)  # loads the kernel
-    home = torch.cuda.Stream()
-    home.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(home):
-        host.copy_(weights, non_blocking=True)
-        arrived = home.record_event()
-    assert readback.read(losses) == [[1.5], [float("inf")]]
+    zerocopy.read(losses)  # loads the kernel
+    arrived = on_its_way()
+    assert zerocopy.read(losses) == [[1.5], [float("inf")]]
     assert not arrived.query()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.arange(2048).view(1, -1) - 1024,
+        torch.arange(12).view(3, 4).T,
+        torch.tensor([[True, False]]),
+        torch.tensor(float("nan"), dtype=torch.float16),
+    ],
+    ids=["ids", "turned", "mask", "number"],
+)
+def test_batches_are_brought_past_weights(value, on_its_way):
+    device = torch.device("cuda", 0)
+    zerocopy.bring(value, device)  # loads the kernel
+    arrived = on_its_way()
+    brought = zerocopy.bring(value, device)
+    assert not arrived.query()
+    assert brought.device == device
+    assert (brought.dtype, brought.shape) == (value.dtype, value.shape)
+    assert torch.equal(brought.cpu(), value) or value.isnan()
+
+
+def test_what_is_large_or_on_the_device_is_brought_as_usual():
+    device = torch.device("cuda", 0)
+    for value in (torch.arange(1 << 20), torch.empty(0, 3), torch.arange(3, device=device)):
+        brought = zerocopy.bring(value, device)
+        assert brought.device == device
+        assert torch.equal(brought.cpu(), value.cpu())
+
+
+def test_a_table_is_rewritten_past_weights_and_not_before_it_was_read(on_its_way):
+    table = zerocopy.Table(1 << 10, torch.device("cuda", 0))
+
+    def rewrite(number):
+        torch.cuda._sleep(10_000)
+        with table.rewriting() as host:
+            host.fill_(number)
+        return table.there.clone()
+
+    rewrite(255)  # loads the kernels
+    arrived = on_its_way()
+    seen = [rewrite(number) for number in range(10)]
+    assert not arrived.query()
+    assert [one.unique().tolist() for one in seen] == [[number] for number in range(10)]
+
+
+def test_another_default_device_or_dtype_changes_nothing():
+    model = wide(dtype=torch.bfloat16)
+    other, one = copy.deepcopy(model), batch(model)
+    zo2.prepare(model, zo2.ZOConfig(**CUDA))
+    losses = [model(**one).item() for _ in range(3)]
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device("cuda:0"):
+            zo2.prepare(other, zo2.ZOConfig(**CUDA))
+            assert losses == [other(**one).item() for _ in range(3)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weights = other.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_compiled_blocks_are_streamed():
+    model = wide(dtype=torch.float32)
+    losses, _ = train(model, 4)
+    for layer in model.model.layers:
+        layer.compile(backend="aot_eager")
+    other_losses, _ = train(model, 4)
+    assert other_losses == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device only")

@@ -15,7 +15,7 @@ from torch import nn
 
 from zo2.assembly import arithmetic_for, engine_for, replays_of, working_device
 from zo2.config import ZOSettings
-from zo2.engine import readback
+from zo2.engine import zerocopy
 from zo2.engine.eager import never_compiled
 from zo2.engine.placement import Placement
 from zo2.errors import DataError, NonFiniteLossError
@@ -280,7 +280,7 @@ class ZOState:
         """Sweep, estimate and update; a loss is its micro-batches' mean weighted by ``shares``."""
         seed, eps = self.optimizer.step_seed, self.optimizer.eps
         perturbations = self.method.perturbations(seed, eps)
-        values = readback.read(losses_at(perturbations))
+        values = zerocopy.read(losses_at(perturbations))
         losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True)) for row in values]
         self._check_finite(losses, batches)
         estimates = self.method.estimate(perturbations, losses, eps)
@@ -338,7 +338,8 @@ class ZOState:
 
     def _to_device(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return value.to(self.device)
+            streams = self.engine.streams
+            return zerocopy.bring(value, self.device) if streams else value.to(self.device)
         if type(value) is dict:
             moved = {name: self._to_device(v) for name, v in value.items()}
             return value if all(moved[name] is value[name] for name in value) else moved

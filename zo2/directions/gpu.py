@@ -83,20 +83,33 @@ if triton is not None:
         triton.jit,
         do_not_specialize=["count", "start", "first", "key0", "key1", "parameter", "purpose"],
     )
-    _LANES = tl.constexpr(LANES)
-    _TILE = tl.constexpr(TILE)
-    _SIGN_BLOCK = tl.constexpr(SIGN_BLOCK)
-    _ROUNDS = tl.constexpr(ROUNDS)
-    _M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
-    _W0, _W1 = (tl.constexpr(w) for w in WEYL)
-    _L0, _L1, _L2, _L3, _L4, _L5 = (tl.constexpr(c) for c in normals.LOG_POLYNOMIAL)
-    _R0, _R1, _R2 = (tl.constexpr(c) for c in normals.ROOT_POLYNOMIAL)
-    _S0, _S1, _S2, _S3 = (tl.constexpr(c) for c in normals.SIN_POLYNOMIAL)
-    _C0, _C1, _C2, _C3 = (tl.constexpr(c) for c in normals.COS_POLYNOMIAL)
-    _MINUS_TWO_LN2 = tl.constexpr(normals.MINUS_TWO_LN2)
-    _EXPONENT_BASE = tl.constexpr(normals.EXPONENT_BASE)
-    _EXPONENT_OFFSET = tl.constexpr(normals.EXPONENT_OFFSET)
-    _ROOT_GUESS = tl.constexpr(normals.ROOT_GUESS)
+
+    class Constant(tl.constexpr):  # type: ignore[misc]
+        """A number that kernels know, as a global variable of their module.
+
+        Before each launch Triton compares all of them with what they were when the kernel was
+        compiled, by an operator that makes two objects each time.
+        """
+
+        def __ne__(self, other: object) -> bool:
+            return bool(self.value != getattr(other, "value", other))
+
+        __hash__ = tl.constexpr.__hash__
+
+    _LANES = Constant(LANES)
+    _TILE = Constant(TILE)
+    _SIGN_BLOCK = Constant(SIGN_BLOCK)
+    _ROUNDS = Constant(ROUNDS)
+    _M0, _M1 = (Constant(m) for m in MULTIPLIERS)
+    _W0, _W1 = (Constant(w) for w in WEYL)
+    _L0, _L1, _L2, _L3, _L4, _L5 = (Constant(c) for c in normals.LOG_POLYNOMIAL)
+    _R0, _R1, _R2 = (Constant(c) for c in normals.ROOT_POLYNOMIAL)
+    _S0, _S1, _S2, _S3 = (Constant(c) for c in normals.SIN_POLYNOMIAL)
+    _C0, _C1, _C2, _C3 = (Constant(c) for c in normals.COS_POLYNOMIAL)
+    _MINUS_TWO_LN2 = Constant(normals.MINUS_TWO_LN2)
+    _EXPONENT_BASE = Constant(normals.EXPONENT_BASE)
+    _EXPONENT_OFFSET = Constant(normals.EXPONENT_OFFSET)
+    _ROOT_GUESS = Constant(normals.ROOT_GUESS)
 
     @triton.jit
     def _philox(c0, c1, key0, key1, parameter, purpose):

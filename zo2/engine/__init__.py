@@ -10,6 +10,6 @@ lockstep     passes as coroutines that change places at unit entries
 record       the first pass: execution order, and weights read outside their unit
 engine       the sweep that ties these together
 eager        what torch.compile leaves alone
-readback     losses, read past the copies of weights
+zerocopy     losses, batches and seeds, past the copies of weights
 abreast      passes side by side on a GPU; replay: whole sweeps as CUDA graphs
 """

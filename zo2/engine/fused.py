@@ -24,6 +24,7 @@ from zo2.engine.partition import Weight
 from zo2.engine.store import Layout
 from zo2.engine.updates import Round, compose
 from zo2.engine.weights import Changes
+from zo2.engine.zerocopy import Table
 
 FAMILIES = {
     Gaussian: kernels.GAUSSIAN,
@@ -34,7 +35,7 @@ FAMILIES = {
 WARPS = 2  # so that a thread has four lanes of a tile: eight bytes of each plane
 PAIRS = 4  # of tiles, for each program; one where that would leave too few programs for a GPU
 FEW_PROGRAMS = 4096
-ALIGNED = 16  # streams of signs begin at multiples of it, so that kernels read several at once
+ALIGNED = 16  # bytes: where tables and streams of signs begin, so that kernels read several at once
 MASKED = 16  # elements that kernels mask together: they read so far past the end of a weight
 _NEVER = 1 << 62  # the first program of a segment that is not there
 
@@ -78,9 +79,12 @@ class Tables:
         # of a round's terms, as kernels are compiled for them: none, one, or any number
         self.of_each = terms[0] if set(terms) in ({0}, {1}) else 2
         count = perturbations + self.terms + 2 * self.rounds + 1
-        self.seeds = torch.empty(count, dtype=torch.int64, device=device)
+        self._seeds = slice(0, 8 * count)
+        first = -(-8 * count // ALIGNED) * ALIGNED
         numbers = perturbations + 2 * (self.rounds + self.terms)
-        self.numbers = torch.empty(numbers, dtype=torch.float32, device=device)
+        self._numbers = slice(first, first + 4 * numbers)
+        self._table = Table(self._numbers.stop, device)
+        self.seeds, self.numbers = self._views(self._table.there)
         self._starts = list(accumulate(terms, initial=0))
         self.holds: Changes | None = None  # what kernels find here
 
@@ -95,11 +99,14 @@ class Tables:
         numbers = [one.scale for one in changes.perturbations]
         numbers += [one.scale for pair in zip(plain, decayed, strict=True) for one in pair]
         numbers += [c for either in (plain, decayed) for one in either for _, c in one.terms]
-        pin = self.seeds.device.type == "cuda"  # so that the host need not wait for the device
-        for table, values in ((self.seeds, seeds), (self.numbers, numbers)):
-            host = torch.tensor(values, dtype=table.dtype, device="cpu", pin_memory=pin)
-            table.copy_(host, non_blocking=True)
+        with self._table.rewriting() as host:
+            for table, values in zip(self._views(host), (seeds, numbers), strict=True):
+                table.copy_(torch.tensor(values, dtype=table.dtype, device="cpu"))
         self.holds = changes
+
+    def _views(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Seeds (int64) and numbers (float32) within the bytes of a table."""
+        return table[self._seeds].view(torch.int64), table[self._numbers].view(torch.float32)
 
 
 def _with_open(changes: Changes) -> tuple[Round, ...]:

@@ -35,20 +35,20 @@ import functools
 import triton
 import triton.language as tl
 
-from zo2.directions.gpu import _box_muller, _counters, _philox
+from zo2.directions.gpu import Constant, _box_muller, _counters, _philox
 from zo2.directions.words import LANES, SIGN_BLOCK, TILE, Purpose
 from zo2.engine.weights import SMALLEST_NORMAL
 
 GAUSSIAN, RADEMACHER, RANK1, ONES = range(4)
-_LANES = tl.constexpr(LANES)
-_TILE = tl.constexpr(TILE)
-_SIGN_BLOCK = tl.constexpr(SIGN_BLOCK)
-_GAUSSIAN, _RADEMACHER, _RANK1 = (tl.constexpr(f) for f in (GAUSSIAN, RADEMACHER, RANK1))
-_NORMAL = tl.constexpr(int(Purpose.NORMAL))
-_SIGN = tl.constexpr(int(Purpose.SIGN))
-_ROUNDING = tl.constexpr(int(Purpose.ROUNDING))
-_SMALLEST_NORMAL = tl.constexpr(SMALLEST_NORMAL)
-_NAN = tl.constexpr(0x7FC00000)
+_LANES = Constant(LANES)
+_TILE = Constant(TILE)
+_SIGN_BLOCK = Constant(SIGN_BLOCK)
+_GAUSSIAN, _RADEMACHER, _RANK1 = (Constant(f) for f in (GAUSSIAN, RADEMACHER, RANK1))
+_NORMAL = Constant(int(Purpose.NORMAL))
+_SIGN = Constant(int(Purpose.SIGN))
+_ROUNDING = Constant(int(Purpose.ROUNDING))
+_SMALLEST_NORMAL = Constant(SMALLEST_NORMAL)
+_NAN = Constant(0x7FC00000)
 
 _jit = functools.partial(
     triton.jit,

@@ -17,7 +17,10 @@ import torch
 from zo2.engine.partition import Unit
 from zo2.engine.store import Resting, Store
 
-PIECE = 25_000_000  # bytes, half a millisecond: finer ones take too long to queue
+# Bytes of a copy home: what a model asks the device for waits for one or two of them (2 ms each).
+# Passes that have not begun should hardly wait, but pieces finer than half a millisecond take too
+# long to queue.
+PIECE, PIECE_BEFORE_PASSES = 100_000_000, 25_000_000
 Event = Any  # torch.cuda.Event, or None where copies are synchronous
 
 
@@ -47,7 +50,7 @@ class Transfer(Protocol):
     def borrow(self, unit: Unit) -> torch.Tensor:
         """As `acquire`, for a unit that was fetched ahead and that no pass has reached.
 
-        It will go home in pieces: what passes ask the device for meanwhile gets in between.
+        It will go home in small pieces: what passes ask the device for meanwhile gets in between.
         """
         ...
 
@@ -75,9 +78,9 @@ class Transfer(Protocol):
         """Whether nothing is fetched ahead or on its way home."""
         ...
 
-    def waited(self) -> float | None:
-        """For what share of the time the computation of the sweep before the one that has just been
-        queued waited for copies; ``None`` if it is not known.
+    def idled(self) -> float | None:
+        """For what share of the sweep before the one that has just been queued the device had
+        nothing to compute, for want of weights or of work; ``None`` if it is not known.
         """
         ...
 
@@ -114,7 +117,7 @@ class InPlace:
     def finish(self) -> None:
         pass
 
-    def waited(self) -> float | None:
+    def idled(self) -> float | None:
         return None
 
     is_idle = True
@@ -138,8 +141,8 @@ class Lanes(Protocol):
         """Let computation queued from now on wait for ``event``, the end of an upload."""
         ...
 
-    def waited(self) -> float | None:
-        """As `Transfer.waited`."""
+    def idled(self) -> float | None:
+        """As `Transfer.idled`."""
         ...
 
     def has_happened(self, event: Event) -> bool:
@@ -163,7 +166,7 @@ class HostLanes:
     def compute_after(self, event: Event) -> None:
         pass
 
-    def waited(self) -> float | None:
+    def idled(self) -> float | None:
         return None
 
     def has_happened(self, event: Event) -> bool:
@@ -206,15 +209,25 @@ class Way:
             self.last.synchronize()
 
 
+@dataclass(frozen=True)
+class _Visit:
+    """When computation was at a unit, when the unit's weights had come, and whether the device had
+    done all of its work before the host queued more.
+    """
+
+    there: Event
+    come: Event
+    was_drained: bool
+
+
 class CudaLanes:
     """Copies beside the stream that computes."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._device = device.index  # torch looks up the stream of a number faster
         self._up, self._down = Way(device), Way(device)
-        # of this sweep and the one before: when computation was there, and what it waited for
-        self._waits: list[tuple[Event, Event]] = []
-        self._earlier: list[tuple[Event, Event]] = []
+        self._visits: list[_Visit] = []
+        self._earlier: list[_Visit] = []  # of the sweep before
 
     def upload(self, to: torch.Tensor, source: torch.Tensor, after: Sequence[Event]) -> Event:
         return self._up.copy(to, source, after)
@@ -227,17 +240,20 @@ class CudaLanes:
 
     def compute_after(self, event: Event) -> None:
         stream = torch.cuda.current_stream(self._device)
-        there = torch.cuda.Event(enable_timing=True)
-        there.record(stream)
+        visit = _Visit(torch.cuda.Event(enable_timing=True), event, stream.query())
+        visit.there.record(stream)
         stream.wait_event(event)
-        self._waits.append((there, event))
+        self._visits.append(visit)
 
-    def waited(self) -> float | None:
-        waits, self._earlier, self._waits = self._earlier, self._waits, []
-        if len(waits) < 2 or not all(event.query() for event in waits[-1]):
+    def idled(self) -> float | None:
+        visits, self._earlier, self._visits = self._earlier, self._visits, []
+        if len(visits) < 2 or not (visits[-1].there.query() and visits[-1].come.query()):
             return None
-        whole = waits[0][0].elapsed_time(waits[-1][0])
-        return float(sum(max(there.elapsed_time(come), 0.0) for there, come in waits) / whole)
+        whole = visits[0].there.elapsed_time(visits[-1].there)
+        waited = sum(max(one.there.elapsed_time(one.come), 0.0) for one in visits) / whole
+        # the first visit is the first work of a sweep
+        drained = sum(one.was_drained for one in visits[1:]) / (len(visits) - 1)
+        return float(min(waited + drained, 1.0))
 
     def has_happened(self, event: Event) -> bool:
         return bool(event.query())
@@ -358,8 +374,8 @@ class Slots:
     def is_idle(self) -> bool:
         return not self._holding
 
-    def waited(self) -> float | None:
-        return self._lanes.waited()
+    def idled(self) -> float | None:
+        return self._lanes.idled()
 
     @property
     def buffers(self) -> Sequence[torch.Tensor]:
@@ -405,10 +421,9 @@ class Slots:
             for unit, bounds in parcel.bounds.items()
             if unit in slot.unsaved
         )
-        if slot.borrowed:
-            parts = [piece for part in parts for piece in _pieces(part)]
-        for part in parts:
-            done = self._lanes.write_back(parcel.flat[part], slot.buffer[part], after)
+        size = PIECE_BEFORE_PASSES if slot.borrowed else PIECE
+        for piece in (piece for part in parts for piece in _pieces(part, size)):
+            done = self._lanes.write_back(parcel.flat[piece], slot.buffer[piece], after)
             self._home[parcel] = slot.saved = done
         slot.unsaved = set()
         slot.stale = slot.stale or self._trained(parcel)
@@ -417,10 +432,10 @@ class Slots:
         return {unit for unit in parcel.bounds if self._store.layouts[unit].trained}
 
 
-def _pieces(part: slice) -> list[slice]:
-    """Equal ones of about `PIECE`, each but the last a multiple of a page."""
+def _pieces(part: slice, about: int) -> list[slice]:
+    """Equal ones of ``about`` so many bytes, each but the last a multiple of a page."""
     size = part.stop - part.start
-    count = max(round(size / PIECE), 1)
+    count = max(round(size / about), 1)
     step = -(-size // count // 4096) * 4096
     return [
         slice(start, min(start + step, part.stop)) for start in range(part.start, part.stop, step)

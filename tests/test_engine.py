@@ -293,7 +293,7 @@ def test_sweeps_that_wait_for_copies_bring_less_home(home, monkeypatch):
     model = toy(6)
     zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
     waits = 0.0
-    monkeypatch.setattr(HostLanes, "idled", lambda lanes: waits)
+    monkeypatch.setattr(HostLanes, "waited", lambda lanes: waits)
 
     def brought_home(steps):
         counts = []

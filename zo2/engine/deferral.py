@@ -1,29 +1,30 @@
 """When the streamed weights that a sweep has updated go home.
 
 An update is a seed and a coefficient: to apply it once more takes the GPU less time than the link
-takes to bring the weights home. So where a GPU has time to spare, since steps wait for the link or
-for the host, each parcel goes home only in every second, third or fourth sweep. In the sweeps
-between, its passes use weights that were updated on the device and are thrown away. The parcels
-take turns, so that sweeps are alike.
+takes to bring the weights home. So where steps wait for the link, each parcel goes home only in
+every second, third or fourth sweep, and in the sweeps between its passes use weights that were
+updated on the device and are thrown away. The parcels take turns, so that sweeps are alike.
 """
 
 from __future__ import annotations
 
 MOST = 4  # rounds that weights may lack: each costs noise, and the next saves ever less
-# Of a sweep's time, what the device has nothing to compute. Twice as rarely saves 5% of the link's
-# time, and costs some percent of computation's.
-IDLE, BUSY = 1 / 16, 1 / 64
-PATIENCE, MOST_PATIENCE = 4, 64  # busy sweeps until weights go home more often
+# Of a sweep's time, what computation waits for copies. Twice as rarely saves 5% of the link's time,
+# and costs some percent of computation's.
+LINK_BOUND, COMPUTE_BOUND = 1 / 16, 1 / 64
+PATIENCE, MOST_PATIENCE = 4, 64  # sweeps without waits until weights go home more often
 
 
 class Deferral:
     """Decides for each sweep which parcels go home.
 
-    What one sweep did may say little (a kernel was compiled in it), so it takes several busy ones
-    until weights go home more often, and twice as many each time that this was of no avail.
+    One sweep that waits for little may have waited for something else (the host, or a kernel to be
+    compiled), so it takes several until weights go home more often, and twice as many each time
+    that this was of no avail.
 
     Args:
-        every: sweeps from one way home to the next; ``None`` adapts it to how busy the device is.
+        every: sweeps from one way home to the next; ``None`` adapts it to what computation waits
+            for.
     """
 
     def __init__(self, every: int | None) -> None:
@@ -43,15 +44,15 @@ class Deferral:
         """Whether parcel ``number``, which lacks so many rounds, goes home in this sweep."""
         return lacks >= self._most or (number + self._sweep) % self._every == 0
 
-    def learn(self, idled: float) -> None:
-        """In the sweep before the last, the device idled for this share of time."""
+    def learn(self, waited: float) -> None:
+        """In the sweep before the last, computation waited for copies for this share of time."""
         if not self._adapts:
             return
         if self._changed:
             self._changed = False
             return
-        self._calm = self._calm + 1 if idled < BUSY else 0
-        if idled > IDLE and self._every < MOST:
+        self._calm = self._calm + 1 if waited < COMPUTE_BOUND else 0
+        if waited > LINK_BOUND and self._every < MOST:
             if self._eased:
                 self._patience = min(2 * self._patience, MOST_PATIENCE)
             self._change(self._every + 1)

@@ -339,8 +339,8 @@ class Engine:
                     self._due = set(self.units) if plain else self._whose_turn_it_is()
                 with self._measured():
                     results = self._run([Pass(p, body) for p, body in jobs], keep=plain)
-                if (idled := self._stream.idled()) is not None and not plain:
-                    self._deferral.learn(idled)
+                if (waited := self._stream.waited()) is not None and not plain:
+                    self._deferral.learn(waited)
             finally:
                 self._due = set()
                 self._rest()

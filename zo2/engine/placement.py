@@ -107,7 +107,7 @@ class Placement:
             passes could use where they rest.
         budget: bytes of device memory for everything; keeps as much resident as fits.
         write_back_every: sweeps from one way home of updated weights to the next; ``None`` adapts
-            it to how busy the device is.
+            it to what computation waits for.
     """
 
     blocks: frozenset[int] | None = None

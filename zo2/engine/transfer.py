@@ -78,9 +78,9 @@ class Transfer(Protocol):
         """Whether nothing is fetched ahead or on its way home."""
         ...
 
-    def idled(self) -> float | None:
-        """For what share of the sweep before the one that has just been queued the device had
-        nothing to compute, for want of weights or of work; ``None`` if it is not known.
+    def waited(self) -> float | None:
+        """For what share of the time the computation of the sweep before the one that has just been
+        queued waited for copies; ``None`` if it is not known.
         """
         ...
 
@@ -117,7 +117,7 @@ class InPlace:
     def finish(self) -> None:
         pass
 
-    def idled(self) -> float | None:
+    def waited(self) -> float | None:
         return None
 
     is_idle = True
@@ -141,8 +141,8 @@ class Lanes(Protocol):
         """Let computation queued from now on wait for ``event``, the end of an upload."""
         ...
 
-    def idled(self) -> float | None:
-        """As `Transfer.idled`."""
+    def waited(self) -> float | None:
+        """As `Transfer.waited`."""
         ...
 
     def has_happened(self, event: Event) -> bool:
@@ -166,7 +166,7 @@ class HostLanes:
     def compute_after(self, event: Event) -> None:
         pass
 
-    def idled(self) -> float | None:
+    def waited(self) -> float | None:
         return None
 
     def has_happened(self, event: Event) -> bool:
@@ -209,25 +209,15 @@ class Way:
             self.last.synchronize()
 
 
-@dataclass(frozen=True)
-class _Visit:
-    """When computation was at a unit, when the unit's weights had come, and whether the device had
-    done all of its work before the host queued more.
-    """
-
-    there: Event
-    come: Event
-    was_drained: bool
-
-
 class CudaLanes:
     """Copies beside the stream that computes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device.index  # torch looks up the stream of a number faster
         self._up, self._down = Way(device), Way(device)
-        self._visits: list[_Visit] = []
-        self._earlier: list[_Visit] = []  # of the sweep before
+        # of this sweep and the one before: when computation was there, and what it waited for
+        self._waits: list[tuple[Event, Event]] = []
+        self._earlier: list[tuple[Event, Event]] = []
 
     def upload(self, to: torch.Tensor, source: torch.Tensor, after: Sequence[Event]) -> Event:
         return self._up.copy(to, source, after)
@@ -240,20 +230,17 @@ class CudaLanes:
 
     def compute_after(self, event: Event) -> None:
         stream = torch.cuda.current_stream(self._device)
-        visit = _Visit(torch.cuda.Event(enable_timing=True), event, stream.query())
-        visit.there.record(stream)
+        there = torch.cuda.Event(enable_timing=True)
+        there.record(stream)
         stream.wait_event(event)
-        self._visits.append(visit)
+        self._waits.append((there, event))
 
-    def idled(self) -> float | None:
-        visits, self._earlier, self._visits = self._earlier, self._visits, []
-        if len(visits) < 2 or not (visits[-1].there.query() and visits[-1].come.query()):
+    def waited(self) -> float | None:
+        waits, self._earlier, self._waits = self._earlier, self._waits, []
+        if len(waits) < 2 or not all(event.query() for event in waits[-1]):
             return None
-        whole = visits[0].there.elapsed_time(visits[-1].there)
-        waited = sum(max(one.there.elapsed_time(one.come), 0.0) for one in visits) / whole
-        # the first visit is the first work of a sweep
-        drained = sum(one.was_drained for one in visits[1:]) / (len(visits) - 1)
-        return float(min(waited + drained, 1.0))
+        whole = waits[0][0].elapsed_time(waits[-1][0])
+        return float(sum(max(there.elapsed_time(come), 0.0) for there, come in waits) / whole)
 
     def has_happened(self, event: Event) -> bool:
         return bool(event.query())
@@ -374,8 +361,8 @@ class Slots:
     def is_idle(self) -> bool:
         return not self._holding
 
-    def idled(self) -> float | None:
-        return self._lanes.idled()
+    def waited(self) -> float | None:
+        return self._lanes.waited()
 
     @property
     def buffers(self) -> Sequence[torch.Tensor]:

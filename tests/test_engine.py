@@ -310,6 +310,32 @@ def test_sweeps_that_wait_for_copies_bring_less_home(home, monkeypatch):
     assert brought_home(20)[-2:] == [6, 6]
 
 
+@pytest.mark.parametrize("every", [1, 3, None])
+def test_nothing_is_stored_ahead_where_passes_do_not_wait(every, monkeypatch):
+    from zo2.engine.transfer import HostLanes, Slots
+
+    model = toy(6)
+    placement = Placement(slots=3, copies=True, write_back_every=every)
+    zo2.prepare(model, zo2.ZOConfig(**CPU), placement=placement)
+    ahead, waits, borrow = [], 0.5, Slots.borrow
+    monkeypatch.setattr(HostLanes, "waited", lambda lanes: waits)
+    monkeypatch.setattr(Slots, "borrow", lambda *args: (ahead.append(args), borrow(*args))[1])
+
+    def stored_ahead(steps=4):
+        for _ in range(2):
+            model(**toy_batch())
+        ahead.clear()
+        for _ in range(steps):
+            model(**toy_batch())
+        return bool(ahead)
+
+    assert stored_ahead()
+    waits = 0.0
+    assert not stored_ahead()
+    waits = 0.5
+    assert stored_ahead()
+
+
 def test_frozen_later_keeps_what_was_not_yet_brought_home():
     results = []
     for every in (1, 4):

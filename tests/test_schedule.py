@@ -91,8 +91,8 @@ def test_resident_steps_take_what_a_gpu_was_measured_to_take():
     [
         ({"slots": 3}, 1.02),
         ({"slots": 3, "unit": "leaf"}, 1.02),
-        ({"slots": 2}, 1.08),
-        ({"slots": 2, "unit": "leaf"}, 1.08),
+        ({"slots": 2}, 1.01),
+        ({"slots": 2, "unit": "leaf"}, 1.03),
     ],
 )
 def test_13b_takes_as_long_as_the_link(where, most):
@@ -106,7 +106,7 @@ def test_1_3b_takes_as_long_as_the_link(slots, most):
 
 @pytest.mark.parametrize("budget", [2.2e9, 3.0e9])
 def test_1_3b_within_a_budget_takes_as_long_as_computation(budget):
-    assert run(OPT_1_3B, H200, budget=budget).settled() <= 1.05 * resident(OPT_1_3B)
+    assert run(OPT_1_3B, H200, budget=budget).settled() <= 1.01 * resident(OPT_1_3B)
 
 
 def test_more_memory_never_makes_steps_slower():
@@ -131,7 +131,7 @@ def test_where_computation_limits_steps_weights_go_home_in_every_sweep(asks):
     shape, machine = replace(OPT_13B, asks=asks), Machine(slower=3.0)
     streamed = run(shape, machine)
     assert streamed.bytes("home") == pytest.approx(streamed.bytes("up"))
-    assert streamed.settled() <= 1.02 * resident(shape, machine)
+    assert streamed.settled() <= 1.01 * resident(shape, machine)
 
 
 # -- what the harness sees ------------------------------------------------------------------

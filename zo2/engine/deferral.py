@@ -25,6 +25,9 @@ class Deferral:
     Args:
         every: sweeps from one way home to the next; ``None`` adapts it to what computation waits
             for.
+
+    Attributes:
+        waits: whether computation waits for copies at all, as far as is known.
     """
 
     def __init__(self, every: int | None) -> None:
@@ -34,6 +37,7 @@ class Deferral:
         self._sweep = 0
         self._patience, self._calm = PATIENCE, 0
         self._eased = False  # whether the last change was to go home more often
+        self.waits = True
         self._changed = False  # since the sweep that is reported next
 
     def begin(self) -> None:
@@ -46,6 +50,7 @@ class Deferral:
 
     def learn(self, waited: float) -> None:
         """In the sweep before the last, computation waited for copies for this share of time."""
+        self.waits = waited >= COMPUTE_BOUND
         if not self._adapts:
             return
         if self._changed:

@@ -394,7 +394,8 @@ class Engine:
 
     def _run(self, passes: list[Pass], keep: bool = False) -> list[Any]:
         self._changes = self.pending.changes(one.perturbation for one in passes)
-        self._ahead = AHEAD * len(self._stream.buffers) if self._due else 0
+        ahead = self._due and self._deferral.waits
+        self._ahead = AHEAD * len(self._stream.buffers) if ahead else 0
         self._write_ahead(self._stream.borrow)
         for unit in self.units:
             self.store.hide(unit)
@@ -459,8 +460,8 @@ class Engine:
 
         Its way home, for which the link waits when a sweep begins, starts before the passes are
         there. One parcel for each unit that they go through: they should not be held up for long.
-        And only some for each sweep: later the link has enough to do, and to update and perturb a
-        unit at once takes less.
+        And only some for each sweep, and none where passes do not wait for the link: to update and
+        perturb a unit at once takes less.
         """
         fetched = self._stream.fetched() if self._ahead else ()
         for units in fetched:

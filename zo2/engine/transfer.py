@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -260,7 +261,8 @@ class _Slot:
     reached: bool = False  # whether it has reached any
     ready: Event = None
     used: Event = None  # end of the computation that uses the buffer
-    saved: Event = None  # end of the last write-back from the buffer
+    # what of the buffer goes home until when, by where it begins; what goes home last comes last
+    saving: dict[int, tuple[slice, Event]] = field(default_factory=dict)
     stale: set[Unit] = field(default_factory=set)  # to be updated, and not updated here yet
     unsaved: set[Unit] = field(default_factory=set)  # updated here, and not on their way home
 
@@ -292,8 +294,9 @@ class Slots:
         ]
         self._holding: dict[Resting, _Slot] = {}
         self._home: dict[Resting, Event] = {}  # end of the last write-back of a parcel
-        # with two buffers the link waits for each way home, which then begins unit by unit
-        self._at_once = depth == 2
+        # with two buffers the way up waits for each way home: this begins unit by unit, and what is
+        # home by one copy is filled by one
+        self._in_parts = depth <= 2
         self.never_run: set[Unit] = set()
 
     def acquire(self, unit: Unit) -> torch.Tensor:
@@ -309,7 +312,7 @@ class Slots:
         slot = self._holding[parcel]
         slot.stale.discard(unit)
         slot.unsaved.add(unit)
-        if self._at_once or not slot.stale:
+        if self._in_parts or not slot.stale:
             self._save(slot)
 
     def release(self, unit: Unit) -> None:
@@ -353,7 +356,8 @@ class Slots:
         for slot in self._slots:
             slot.parcel, slot.to_come = None, set()
             slot.acquired = slot.borrowed = False
-            slot.ready = slot.used = slot.saved = None
+            slot.ready = slot.used = None
+            slot.saving = {}
         self._holding.clear()
         self._home.clear()
 
@@ -389,9 +393,14 @@ class Slots:
             if slot.unsaved:
                 self._save(slot)
             del self._holding[slot.parcel]
-        after = [e for e in (slot.used, slot.saved, self._home.get(parcel)) if e is not None]
-        slot.ready = self._lanes.upload(slot.buffer[: parcel.nbytes], parcel.flat, after)
-        slot.parcel, slot.used, slot.saved = parcel, None, None
+        saving = slot.saving.values()
+        pieces = [piece for piece, _ in saving] if self._in_parts else []
+        for part in _cut(slice(0, parcel.nbytes), pieces):
+            saved = [done for piece, done in saving if _overlap(piece, part)]
+            after = [e for e in (slot.used, self._home.get(parcel), *saved[-1:]) if e is not None]
+            slot.ready = self._lanes.upload(slot.buffer[part], parcel.flat[part], after)
+        beyond = {at: one for at, one in slot.saving.items() if at >= parcel.nbytes}
+        slot.parcel, slot.used, slot.saving = parcel, None, beyond
         slot.to_come, slot.reached = parcel.bounds.keys() - self.never_run, False
         slot.stale = self._trained(parcel)
         self._holding[parcel] = slot
@@ -411,7 +420,9 @@ class Slots:
         size = PIECE_BEFORE_PASSES if slot.borrowed else PIECE
         for piece in (piece for part in parts for piece in _pieces(part, size)):
             done = self._lanes.write_back(parcel.flat[piece], slot.buffer[piece], after)
-            self._home[parcel] = slot.saved = done
+            self._home[parcel] = done
+            slot.saving.pop(piece.start, None)
+            slot.saving[piece.start] = piece, done
         slot.unsaved = set()
         slot.stale = slot.stale or self._trained(parcel)
 
@@ -427,6 +438,16 @@ def _pieces(part: slice, about: int) -> list[slice]:
     return [
         slice(start, min(start + step, part.stop)) for start in range(part.start, part.stop, step)
     ]
+
+
+def _cut(whole: slice, pieces: Iterable[slice]) -> list[slice]:
+    """Parts of ``whole`` (from 0), each of which every piece holds altogether or not at all."""
+    edges = {edge for piece in pieces for edge in (piece.start, piece.stop) if edge < whole.stop}
+    return [slice(*ends) for ends in pairwise(sorted(edges | {0, whole.stop}))]
+
+
+def _overlap(one: slice, other: slice) -> bool:
+    return bool(one.start < other.stop and other.start < one.stop)
 
 
 def _joined(parts: Iterable[slice]) -> list[slice]:

@@ -126,7 +126,7 @@ class InPlace:
 
 
 class Lanes(Protocol):
-    """Copies in two directions beside the computation."""
+    """Copies in two directions beside the computation, in each direction one after another."""
 
     def upload(self, to: torch.Tensor, source: torch.Tensor, after: Sequence[Event]) -> Event: ...
 
@@ -293,7 +293,8 @@ class Slots:
             _Slot(torch.empty(size, dtype=torch.uint8, device=device)) for _ in range(depth)
         ]
         self._holding: dict[Resting, _Slot] = {}
-        self._home: dict[Resting, Event] = {}  # end of the last write-back of a parcel
+        # end of the last write-back of a parcel that has not been fetched since
+        self._home: dict[Resting, Event] = {}
         # with two buffers the way up waits for each way home: this begins unit by unit, and what is
         # home by one copy is filled by one
         self._in_parts = depth <= 2
@@ -395,10 +396,12 @@ class Slots:
             del self._holding[slot.parcel]
         saving = slot.saving.values()
         pieces = [piece for piece, _ in saving] if self._in_parts else []
+        after = [slot.used, self._home.pop(parcel, None)]
         for part in _cut(slice(0, parcel.nbytes), pieces):
-            saved = [done for piece, done in saving if _overlap(piece, part)]
-            after = [e for e in (slot.used, self._home.get(parcel), *saved[-1:]) if e is not None]
-            slot.ready = self._lanes.upload(slot.buffer[part], parcel.flat[part], after)
+            after += [done for piece, done in saving if _overlap(piece, part)][-1:]
+            events = [event for event in after if event is not None]
+            slot.ready = self._lanes.upload(slot.buffer[part], parcel.flat[part], events)
+            after = []  # later copies up, of whatever parcel, come after this one
         beyond = {at: one for at, one in slot.saving.items() if at >= parcel.nbytes}
         slot.parcel, slot.used, slot.saving = parcel, None, beyond
         slot.to_come, slot.reached = parcel.bounds.keys() - self.never_run, False

@@ -344,10 +344,13 @@ def test_late_copies_and_poisoned_buffers_change_nothing(every, unit, slots, mon
     """Every copy is held up at random, and a buffer is spoilt before it is filled again."""
     import random
 
+    from zo2.engine import transfer
     from zo2.engine.transfer import Way
 
     model = wide()
     losses, weights = train(model, zo2=False)
+    monkeypatch.setattr(transfer, "PIECE", 1 << 20)  # several of a block
+    monkeypatch.setattr(transfer, "PIECE_BEFORE_PASSES", 1 << 19)
     chance = random.Random(slots)
     copied = Way.copy
 

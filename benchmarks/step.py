@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from benchmarks import mezo, shapes, sharing
 from zo2.config.base import parse_bytes
 from zo2.engine import zerocopy
 from zo2.engine.deferral import MOST
+from zo2.engine.partition import partition
 from zo2.engine.store import PageLock
 from zo2.engine.transfer import CudaLanes, Way
 
@@ -128,8 +129,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     model = shapes.empty(options.shape, options.dtype, options.layers, options.in_host)
     if options.compile:
-        for block in _blocks(model):
-            block.compile()
+        for unit in partition(model, "block"):
+            if unit.block is not None:
+                for block in unit.modules:
+                    block.compile()
     shape = options.batch, options.tokens
     ids = torch.randint(49152, shape, generator=torch.Generator().manual_seed(1))
     micro = [{"input_ids": one, "labels": one} for one in ids.split(options.micro or shape[0])]
@@ -182,12 +185,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **vars(options), "first": first, "ready": ready, "weights": weights, "found": found,
         "losses": losses[:3] + losses[-1:], "host": peak_of_host(),
     }  # fmt: skip
-
-
-def _blocks(model: torch.nn.Module) -> Iterable[torch.nn.Module]:
-    """The decoder blocks: what the longest list of modules holds."""
-    lists = (one for one in model.modules() if isinstance(one, torch.nn.ModuleList))
-    return max(lists, key=len)
 
 
 def _watch_ways_home() -> list[int]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import zo2
-from tests.test_engine import Toy, toy_batch
+from tests.test_engine import Toy, assert_same, toy_batch
 from tests.tiny import batch, tiny
 from zo2.engine import placement, transfer
 from zo2.engine.placement import Placement
@@ -125,7 +125,7 @@ def test_streamed_weights_keep_their_bits(every, slots, unit, late):
     for seed in range(4):
         others, found = late(model, seed, placement=where, unit=unit)
         assert others == losses, seed
-        assert all(torch.equal(found[name], value) for name, value in weights.items()), seed
+        assert_same(weights, found)
 
 
 class Uneven(nn.Module):
@@ -147,7 +147,7 @@ def test_buffers_of_parcels_of_many_sizes_keep_their_bits(slots, late):
     for seed in range(8):
         others, found = late(model, seed, inputs=toy_batch, placement=where)
         assert others == losses, seed
-        assert all(torch.equal(found[name], value) for name, value in weights.items()), seed
+        assert_same(weights, found)
 
 
 @pytest.mark.parametrize("slots", [2, 3])

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import zo2
+from zo2 import planning
 from zo2.assembly import arithmetic_for
 from zo2.engine import placement, transfer, zerocopy
 from zo2.engine.placement import Placement, Plan
-from zo2.engine.store import Layout
 from zo2.engine.transfer import CudaLanes
-from zo2.engine.weights import Arithmetic, Changes
+from zo2.engine.weights import Arithmetic
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Machine:
         copying: seconds of Python to queue a copy.
     """
 
-    alone: float = 55.4e9
-    both: float = 50.7e9
+    alone: float = planning.H200.up
+    both: float = planning.H200.both
     slower: float = 1.0
     between: float = 1.5e-3
     opening: float = 0.3e-3
@@ -67,7 +67,7 @@ class Machine:
 
     def link(self, up: float, home: float) -> float:
         """Seconds that the link needs at least for so many bytes each way."""
-        return min(up, home) / self.both + abs(up - home) / self.alone
+        return planning.link_time(up, home, self.alone, self.both)
 
 
 @dataclass(frozen=True)
@@ -226,24 +226,18 @@ class _VirtualArithmetic:
     clock: Clock
     scale: float
 
-    def transform(
-        self,
-        layout: Layout,
-        base: torch.Tensor,
-        changes: Changes,
-        held: int,
-        write: bool,
-        targets: Sequence[tuple[int, torch.Tensor]],
-    ) -> None:
+    def transform(self, *args: Any) -> None:
+        layout, _, changes, held, _, targets = args
         weights = layout.nbytes * self.scale / 2
         updates = len(changes.rounds[held:]) + bool(changes.open)
         self.clock.python(self.clock.machine.queueing)
         self.clock.compute(self.clock.machine.arithmetic(weights, updates, len(targets)))
-        self.real.transform(layout, base, changes, held, write, targets)
+        self.real.transform(*args)
 
 
 PARTS = (1, 1, 1, 1, 4, 4)  # pages of a block's weights: four of attention, two of the rest
-WIDTH, PAGE = 16, 4096  # bytes; a page is the least that goes home by itself
+PAGE = 4096  # bytes, the least that goes home by itself
+WIDTH = 16
 
 
 class _Part(nn.Module):

@@ -214,7 +214,7 @@ class CudaLanes:
     """Copies beside the stream that computes."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device.index  # torch looks up the stream of a number faster
+        self._index = device.index  # torch looks up the stream of a number faster
         self._up, self._down = Way(device), Way(device)
         # of this sweep and the one before: when computation was there, and what it waited for
         self._waits: list[tuple[Event, Event]] = []
@@ -227,10 +227,10 @@ class CudaLanes:
         return self._down.copy(to, source, after)
 
     def computed(self) -> Event:
-        return torch.cuda.current_stream(self._device).record_event()
+        return torch.cuda.current_stream(self._index).record_event()
 
     def compute_after(self, event: Event) -> None:
-        stream = torch.cuda.current_stream(self._device)
+        stream = torch.cuda.current_stream(self._index)
         there = torch.cuda.Event(enable_timing=True)
         there.record(stream)
         stream.wait_event(event)

@@ -365,9 +365,11 @@ def test_late_copies_and_poisoned_buffers_change_nothing(every, unit, slots, mon
         return copied(way, to, source, after)
 
     monkeypatch.setattr(Way, "copy", late)
-    other_losses, other = train(model, unit=unit, slots=slots, write_back_every=every)
-    assert losses == other_losses
-    assert all(torch.equal(weights[name], other[name]) for name in weights)
+    for graphs in {False, unit == "block"}:
+        settings = {"unit": unit, "slots": slots, "write_back_every": every, "cuda_graphs": graphs}
+        other_losses, other = train(model, **settings)
+        assert losses == other_losses
+        assert all(torch.equal(weights[name], other[name]) for name in weights)
 
 
 def test_what_waits_for_the_link_goes_home_more_rarely(monkeypatch):
@@ -506,3 +508,67 @@ def test_a_model_that_asks_for_values_goes_on_without_a_graph(caplog):
     zo2.prepare(reference, zo2.ZOConfig(**CUDA, zo2=False))
     assert losses == [reference(**one).item() for _ in range(5)]
     assert "cannot be a CUDA graph" in caplog.text
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    found = []
+    replay = spied(torch.cuda.CUDAGraph.replay, lambda: found.append(1))
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", replay)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_passes_through_streamed_blocks_are_replayed_bit_for_bit(family, dtype, replayed):
+    model = wide(family, dtype)
+    losses, weights = train(model, zo2=False)
+    for settings in ({"slots": 3}, {"slots": 1}, {"offloading_blocks": [1, 3]}, {"method": "fzoo"}):
+        method = {"method": settings.get("method", "mezo-sgd")}
+        if method != {"method": "mezo-sgd"}:
+            losses, weights = train(model, zo2=False, **method)
+        replayed.clear()
+        others, found = train(model, cuda_graphs=True, **settings)
+        assert others == losses, settings
+        assert all(torch.equal(weights[name], found[name]) for name in weights), settings
+        assert len(replayed) > 100
+
+
+def test_replayed_blocks_within_a_budget(replayed):
+    model = wide("opt", layers=20, width=1024)
+    losses, weights = train(model, zo2=False)
+    other = zo2.prepare(copy.deepcopy(model), zo2.ZOConfig(**CUDA, device_memory_budget="20GB"))
+    other(**batch(other))
+    engine = other._zo.engine
+    blocks = sum(unit.nbytes for unit in engine.units if unit.block is not None)
+    budget = int(engine.need.total - 0.4 * blocks)
+    zo2.release(other)
+    del other, engine
+    gc.collect()
+    torch.cuda.empty_cache()
+    others, found = train(model, cuda_graphs=True, unit="block", device_memory_budget=budget)
+    assert others == losses
+    assert all(torch.equal(weights[name], found[name]) for name in weights)
+    assert replayed
+
+
+def test_blocks_that_ask_for_values_run_as_they_are(replayed, caplog):
+    model = wide()
+    losses, _ = train(model)
+    for layer in model.model.layers:
+        inner = layer.mlp.act_fn
+        layer.mlp.act_fn = Asking(inner)
+    others, _ = train(model, cuda_graphs=True)
+    assert others == losses
+    assert not replayed
+    assert "cannot be a CUDA graph" in caplog.text
+
+
+class Asking(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        assert x.isfinite().all()
+        return self.inner(x)

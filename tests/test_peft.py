@@ -202,3 +202,16 @@ def test_a_run_of_the_trainer_and_a_resumed_one(kind, tmp_path):
         resumed = run(resume=True)
     for name, value in straight.items():
         assert torch.equal(resumed[name], value), name
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", None], ids=["causal", "generic"])
+def test_training_passes_keep_no_cache(task):
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type=task)
+    model = prepared(peft.get_peft_model(tiny("llama"), config).eval())
+    caches = []
+    model.get_base_model().register_forward_hook(
+        lambda module, args, output: caches.append(output.past_key_values)
+    )
+    model(**batch(model))
+    assert caches
+    assert set(caches) == {None}

@@ -12,6 +12,7 @@ from torch import nn
 from zo2.config import ZOSettings
 from zo2.config.base import parse_bytes
 from zo2.directions import get_family, gpu
+from zo2.engine.blockgraphs import BlockGraphs, CudaCapture
 from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement, unit_sizes_to_try
 from zo2.engine.weights import Arithmetic, TorchArithmetic
@@ -142,14 +143,23 @@ def engine_for(
     """The engine, with units of the size that is asked for, or that suits the placement.
 
     Raises:
+        ConfigError: CUDA graphs are wanted without a GPU.
         DeviceMemoryError: the memory budget is too small.
     """
+    if config.cuda_graphs and device.type != "cuda":
+        raise ConfigError("cuda_graphs needs a GPU: leave it out on a CPU.")
+
+    def graphs() -> BlockGraphs:
+        return BlockGraphs(device, CudaCapture(device))
+
+    wanted = graphs if config.cuda_graphs else None
     sizes = [config.unit] if config.unit else unit_sizes_to_try(model, placement)
     for size in sizes:
         try:
             return Engine(
-                model, device, placement, arithmetic, size, config.update_window, progress
-            )
+                model, device, placement, arithmetic, size, config.update_window, progress,
+                graphs=wanted,
+            )  # fmt: skip
         except DeviceMemoryError:
             if size == sizes[-1]:
                 raise
@@ -157,16 +167,22 @@ def engine_for(
 
 
 def replays_of(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> Replays | None:
-    """What replays sweeps as CUDA graphs, where that is wanted and possible."""
+    """What replays whole sweeps as CUDA graphs, where that is wanted and may become possible.
+
+    Raises:
+        ConfigError: all weights are on the GPU, and there is no Triton.
+    """
     if not config.cuda_graphs:
         return None
-    if engine.streams or isinstance(arithmetic, TorchArithmetic):
-        raise ConfigError(
-            "cuda_graphs needs all weights on a GPU and Triton: set zo2=False, on a machine where "
-            "zo2-verify passes triton.import."
-        )
-    from zo2.engine.fused import FusedArithmetic  # needs Triton
-    from zo2.engine.replay import Replays
+    if not isinstance(arithmetic, TorchArithmetic):
+        from zo2.engine.fused import FusedArithmetic  # needs Triton
+        from zo2.engine.replay import Replays
 
-    assert isinstance(arithmetic, FusedArithmetic)
-    return Replays(engine, arithmetic)
+        assert isinstance(arithmetic, FusedArithmetic)
+        return Replays(engine, arithmetic)
+    if not engine.streams:
+        raise ConfigError(
+            "With all weights on the GPU, cuda_graphs needs Triton, and a direction that its "
+            "kernels know: use a machine where zo2-verify passes triton.import, or leave it out."
+        )
+    return None

@@ -48,6 +48,7 @@ class ZOState:
         self._positional = [
             name for name, p in names.items() if p.kind is not inspect.Parameter.VAR_KEYWORD
         ]
+        self._caches = _takes(model, "use_cache")
         self._in_pass = False  # whether a closure's call of the model belongs to a pass
         model.eval()
         arithmetic = arithmetic_for(config, self.device)
@@ -332,7 +333,7 @@ class ZOState:
 
     def _without_cache(self, batch: Batch) -> Batch:
         """A training pass has no use for a key-value cache, and n passes would hold n."""
-        if "use_cache" in self._positional and "use_cache" not in batch:
+        if self._caches and "use_cache" not in batch:
             return {**batch, "use_cache": False}
         return batch
 
@@ -370,6 +371,18 @@ class ZOState:
 def _draw_seed() -> int:
     """A seed from torch's global generator."""
     return int(torch.randint(2**63 - 1, ()).item())
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    """Whether a model's forward has a parameter, or hands it on to the model that peft has put an
+    adapter on.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    if name in parameters:
+        return True
+    hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    within = getattr(model, "get_base_model", None)
+    return hands_on and within is not None and within() is not model and _takes(within(), name)
 
 
 def _own(batch: Batch) -> Batch:

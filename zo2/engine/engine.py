@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from zo2.engine.abreast import Formation, InFile
+from zo2.engine.blockgraphs import BlockGraphs
 from zo2.engine.deferral import Deferral
 from zo2.engine.devicememory import Usage, out_of_memory_explained
 from zo2.engine.eager import compiling_nothing, never_compiled
@@ -53,6 +54,7 @@ class Engine:
         unit_size: ``"block"`` or ``"leaf"``.
         update_window: a sweep makes a round of the pending updates once so many wait.
         progress: told the bytes of weights that have been taken in.
+        graphs: makes what replays passes through blocks while weights are streamed.
 
     Attributes:
         pending: updates that not every stored weight has yet.
@@ -70,6 +72,7 @@ class Engine:
         unit_size: str = "block",
         update_window: int = 1,
         progress: Callable[[int], None] = lambda nbytes: None,
+        graphs: Callable[[], BlockGraphs] | None = None,
     ) -> None:
         self.model, self.device = model, device
         self._placement, self._arithmetic = placement, arithmetic
@@ -87,7 +90,7 @@ class Engine:
         self._measured = self._usage.measured if bounded else contextlib.nullcontext
         if bounded:
             weakref.finalize(self, self._usage.limit, None)
-        self._progress = progress
+        self._progress, self._new_graphs = progress, graphs
         self._changes = Changes()  # that the sweep that runs makes
         self._due: set[Unit] = set()  # units whose updated weights it stores
         self._ahead = 0  # parcels that it may update before passes reach them
@@ -102,6 +105,7 @@ class Engine:
         for buffer in self.model.buffers():
             buffer.data = buffer.data.to(self.device)
         self.units = partition(self.model, self._unit_size, self._corrections)
+        self._blocks = [module for unit in self.units if unit.is_block for module in unit.modules]
         plan = self._plan()
         self.store = Store(
             [(parcel.units, parcel.streamed) for parcel in plan.parcels],
@@ -146,6 +150,7 @@ class Engine:
         self._transfer: dict[Unit, Transfer] = {
             unit: self._stream if unit in self._streamed else in_place for unit in self.units
         }
+        self._graphs = self._new_graphs() if self._new_graphs and self._streamed else None
         self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}
         # of the parcels that pass through buffers; others need not be brought home
         away = self._streamed if self._stream.buffers else ()
@@ -223,7 +228,7 @@ class Engine:
 
     def drop_buffers(self) -> None:
         """Let the device's memory beside the weights go now, not when garbage is collected."""
-        del self._stream, self._transfer, self._scratch, self._views
+        del self._stream, self._transfer, self._scratch, self._views, self._graphs
         self._buffers = []
 
     def _set_order(self, order: Sequence[Unit]) -> None:
@@ -400,8 +405,10 @@ class Engine:
         for unit in self.units:
             self.store.hide(unit)
         held = self._hold(passes)
-        with Lockstep(passes, self.model, keep) as lockstep:
+        with Lockstep(passes, self.model, keep) as lockstep, contextlib.ExitStack() as stack:
             self._lockstep = lockstep
+            if self._graphs and not keep and self._recorder is None:
+                stack.enter_context(self._graphs.standing_in(self._blocks, lockstep))
             try:
                 with self.formation.fork():
                     for one in passes:

@@ -8,7 +8,7 @@ pass on, through the unit it waits at, to the next.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import torch
@@ -29,12 +29,14 @@ class Pass:
     Attributes:
         perturbation: what the pass's weights are.
         at: the unit the pass waits to enter; ``None`` before its first and after its last.
+        pauses: how often it has waited.
         result: what ``body`` returned, once `done`.
     """
 
     def __init__(self, perturbation: Perturbation, body: Body) -> None:
         self.perturbation = perturbation
         self.at: Unit | None = None
+        self.pauses = 0
         self.result: Any = None
         self.inside: list[Unit] = []  # the units whose modules are running now
         self._body = body
@@ -53,6 +55,7 @@ class Pass:
     def pause(self, unit: Unit) -> None:
         """Called within the pass: wait until ``unit`` may be entered."""
         self.at = unit
+        self.pauses += 1
         self._greenlet.parent.switch()
         self.at = None
 
@@ -93,6 +96,15 @@ class Lockstep:
     def resume(self, one: Pass) -> None:
         """Run ``one`` until it waits at its next unit or is done; its errors come through."""
         self._enter(one, one.go)
+
+    def has_set_any(self, places: Set[int]) -> bool:
+        """Whether a pass has set attributes or hooks in dictionaries of these identities."""
+        return self._modules.has_set_any(places)
+
+    @property
+    def pauses(self) -> int:
+        """How often the pass that runs now has paused."""
+        return self.current.pauses if self.current else 0
 
     def _enter(self, one: Pass, move: Callable[[], None]) -> None:
         torch.clear_autocast_cache()  # it knows weights by object, and what they hold changes

@@ -9,7 +9,7 @@ pass sets is exchanged whenever control moves on: each pass sees what it would s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 from torch import nn
@@ -38,7 +38,7 @@ class ModuleState:
         self._last: Written = {}  # what the pass that finished last has written
 
     def __enter__(self) -> ModuleState:
-        self._modules = _modules_of(self._model)
+        self._modules = modules_of(self._model)
         self._patched = contextlib.ExitStack()
         for kind in {type(module) for module in self._modules}:
             self._watch(kind)
@@ -93,6 +93,10 @@ class ModuleState:
             self._last = written
         return written
 
+    def has_set_any(self, places: Set[int]) -> bool:
+        """Whether a pass has set anything in dictionaries of these identities."""
+        return any(place in places for place, _ in self._before)
+
     def _note_attribute(self, module: nn.Module, name: str) -> None:
         if self.watching and module in self._modules:
             places = (module.__dict__, module._buffers, module._parameters, module._modules)
@@ -105,7 +109,7 @@ class ModuleState:
                 self._before.setdefault((id(place), name), (place, place.get(name, _ABSENT)))
 
 
-def _modules_of(model: nn.Module) -> set[nn.Module]:
+def modules_of(model: nn.Module) -> set[nn.Module]:
     """All modules, as `nn.Module.modules` in a third of its time: a GPU waits for it."""
     found: set[nn.Module] = set()
     left: list[nn.Module | None] = [model]

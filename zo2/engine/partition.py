@@ -65,6 +65,11 @@ class Unit:
     def trainable(self) -> bool:
         return any(weight.trainable for weight in self.weights)
 
+    @property
+    def is_block(self) -> bool:
+        """Whether this is a whole block."""
+        return self.block is not None and self.name == self.root
+
 
 @dataclass(frozen=True)
 class _Home:

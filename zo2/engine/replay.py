@@ -41,7 +41,7 @@ class Replays:
     """The captured sweeps of one engine.
 
     Args:
-        engine: all its units must be resident on a CUDA device.
+        engine: on a CUDA device; while it streams weights, sweeps run as they are.
         arithmetic: the engine's.
     """
 
@@ -66,7 +66,7 @@ class Replays:
             perturbations: of the sweep's passes.
             sweep: runs the passes of these batches over the engine's weights.
         """
-        if not self._engine.is_in_place():
+        if self._engine.streams or not self._engine.is_in_place():
             self._kinds.clear()
             return sweep(batches)
         if self._engine.pending.rounds:  # left by a sweep that failed

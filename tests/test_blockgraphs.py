@@ -1,0 +1,232 @@
+"""Passes through blocks that are replayed give the bits of those that run as they are.
+
+A tape stands for a CUDA graph: it repeats the operations that were recorded, on the memory that
+they were recorded with, and knows nothing of Python or of modules.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import zo2
+from tests.test_engine import CPU, Toy, assert_same, toy_batch
+from tests.tiny import FAMILIES, batch, tiny
+from zo2 import assembly
+from zo2.engine.blockgraphs import BlockGraphs
+from zo2.engine.engine import Engine
+from zo2.engine.placement import Placement
+
+
+class Tape(TorchDispatchMode):
+    """Records operations on fixed memory; a call repeats them."""
+
+    def __init__(self, work):
+        super().__init__()
+        self._operations = []
+        with self:
+            work()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        here = partial(tree_map, lambda x: x.detach() if isinstance(x, torch.Tensor) else x)
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        inputs = here((args, kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self._operations.append((func, inputs, here(result)))
+        return result
+
+    def __call__(self):
+        for func, (args, kwargs), results in self._operations:
+            found = func(*args, **kwargs)
+            for place, value in zip(tree_leaves(results), tree_leaves(found), strict=True):
+                if isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr():
+                    place.copy_(value)
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    """What was recorded, and how often each tape was played."""
+    played = {}
+
+    def capture(work):
+        tape = Tape(work)
+        played[tape] = 0
+
+        def play():
+            played[tape] += 1
+            tape()
+
+        return play
+
+    def engine(*args, graphs, **kwargs):
+        return Engine(*args, **kwargs, graphs=lambda: BlockGraphs(torch.device("cpu"), capture))
+
+    monkeypatch.setattr(assembly, "Engine", engine)
+    return played
+
+
+def stepping(model, slots=3, **settings):
+    placement = Placement(slots=slots, copies=True)
+    return zo2.prepare(model, zo2.ZOConfig(**CPU, lr=1e-2, **settings), placement=placement)
+
+
+def trained(model, inputs, steps=6, **settings):
+    torch.manual_seed(1)
+    model = stepping(copy.deepcopy(model), **settings)
+    losses = [model(**inputs(model, step)).item() for step in range(steps)]
+    return losses, model.state_dict()
+
+
+@pytest.fixture
+def compared(tapes, monkeypatch):
+    """Train with and without tapes, to the same bits; returns how often tapes were played."""
+
+    def compare(model, inputs, **settings):
+        found = trained(model, inputs, **settings)
+        monkeypatch.undo()
+        losses, weights = trained(model, inputs, **settings)
+        assert found[0] == losses
+        assert_same(weights, found[1])
+        return sum(tapes.values())
+
+    return compare
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gptj"}))
+def test_families_are_replayed_bit_for_bit(family, compared):
+    model = tiny(family)
+    assert compared(model, lambda model, step: batch(model, seed=step % 2)) > 10
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("method", ["mezo-sgd", "fzoo"])
+def test_methods_and_buffers(method, slots, compared):
+    model = tiny("llama", num_hidden_layers=5)
+
+    def inputs(model, step):  # two shapes in turn
+        return batch(model, 2 + step % 2, 5 + step % 2, seed=step)
+
+    assert compared(model, inputs, steps=8, method=method, slots=slots) > 20
+
+
+def test_frozen_weights_are_read_where_they_pass_through(compared):
+    model = tiny("llama", num_hidden_layers=5)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "q_proj" in name or "norm" in name
+    assert compared(model, lambda model, step: batch(model, seed=step), steps=12, slots=3) > 20
+
+
+def test_an_adapter_that_is_turned_off_and_on_again_is_noticed(compared):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(tiny("llama"), config).eval()
+
+    def inputs(model, step):
+        for module in model.modules():
+            if hasattr(module, "_disable_adapters"):
+                module._disable_adapters = step % 4 >= 2
+        return batch(model, seed=step)
+
+    assert compared(model, inputs, steps=12) > 10
+
+
+class Block(nn.Module):
+    """A linear block that does something else besides."""
+
+    def __init__(self, extra):
+        super().__init__()
+        self.linear, self.extra, self.scale = nn.Linear(8, 8), extra, 1.0
+
+    def forward(self, x):
+        return x + self.scale * torch.tanh(self.linear(self.extra(self, x)))
+
+
+def writes_to_its_argument(block, x):
+    return x.mul_(1.01)
+
+
+def draws(block, x):
+    return x + 0.1 * torch.rand_like(x)
+
+
+def asks(block, x):
+    return x if x.sum().item() > 0 else -x
+
+
+def sets_an_attribute(block, x):
+    block.calls = getattr(block, "calls", 0) + 1
+    return x * block.calls
+
+
+def is_plain(block, x):
+    return x
+
+
+def toy(extra):
+    torch.manual_seed(0)
+    return Toy([Block(extra) for _ in range(4)], width=8).eval()
+
+
+@pytest.mark.parametrize("extra", [writes_to_its_argument, draws, asks, sets_an_attribute])
+def test_blocks_that_no_graph_can_stand_for_run_as_they_are(extra, compared, caplog):
+    assert compared(toy(extra), lambda model, step: toy_batch(seed=step)) == 0
+    assert ("cannot be a CUDA graph" in caplog.text) == (extra is asks)
+
+
+def test_a_module_that_is_changed_between_steps_is_captured_again(compared):
+    model = toy(is_plain)
+
+    def inputs(model, step):
+        for module in model.modules():
+            if isinstance(module, Block):
+                module.scale = 1.0 + step // 4
+        return toy_batch(seed=step)
+
+    assert compared(model, inputs, steps=12) > 20
+
+
+def test_hooks_within_a_block_are_called_each_time(tapes):
+    model, calls = toy(is_plain), []
+    model = stepping(model)
+    for step in range(4):
+        model(**toy_batch(seed=step))
+    played = sum(tapes.values())
+    assert played
+    linear = next(module for module in model.modules() if isinstance(module, Block)).linear
+    linear.register_forward_hook(lambda *_: calls.append(1))
+    model(**toy_batch())
+    assert len(calls) == 2
+    assert sum(tapes.values()) == played + 6  # the other three blocks', two passes each
+
+
+def test_evaluation_runs_as_it_is_and_the_model_keeps_its_forwards(tapes):
+    model = toy(is_plain)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    blocks[0].forward = own = blocks[0].forward
+    stepping(model)
+    for step in range(4):
+        model(**toy_batch(seed=step))
+    played = sum(tapes.values())
+    model.zo_eval()
+    model(**toy_batch())
+    assert sum(tapes.values()) == played > 0
+    assert ["forward" in block.__dict__ for block in blocks] == [True, False, False, False]
+    assert blocks[0].forward is own
+
+
+def test_no_more_graphs_are_made_than_there_is_room_for(compared, tapes, monkeypatch):
+    monkeypatch.setattr("zo2.engine.blockgraphs.MOST", 3)
+    compared(toy(is_plain), lambda model, step: toy_batch(seed=step))
+    assert len(tapes) == 3
+
+
+def test_leaves_are_not_replayed(compared):
+    model = tiny("llama")
+    assert compared(model, lambda model, step: batch(model, seed=step), unit="leaf") == 0

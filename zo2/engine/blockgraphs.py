@@ -1,0 +1,312 @@
+"""Passes through streamed blocks as CUDA graphs, for hosts whose Python is slower than the link.
+
+Passes find a block's perturbed weights in the same few buffers in every sweep, so what they queue
+there can be captured once and queued again by one call. The model's own forward runs as ever
+between blocks, and the kernels within are the same, so results keep their bits.
+
+A graph stands for calls of one block that are alike: arguments of the same shapes, weights at the
+same addresses, modules with the same settings. The first such call runs as it is, which shows
+whether a graph can stand for it; a later one is captured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from zo2.engine.eager import never_compiled
+from zo2.engine.lockstep import Lockstep
+from zo2.engine.modulestate import modules_of
+from zo2.engine.threadstate import capture as thread_state
+
+logger = logging.getLogger("zo2")
+
+Forward = Callable[..., Any]
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], None]], Replay]
+
+MOST = 1024  # graphs, of some hundred kilobytes of device memory each
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
+_CONTAINERS = (tuple, list, dict, set, frozenset)
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
+
+
+class CudaCapture:
+    """Captures what a function queues on a device; nothing of it is carried out.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        # graphs share it: what one leaves there, no other reads
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], None]) -> Replay:
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        replay: Replay = graph.replay
+        return replay
+
+
+class _UnlikeError(Exception):
+    """A graph cannot stand for such a call."""
+
+
+@dataclass
+class _Kind:
+    """Calls of one block that are alike but for the addresses of its weights.
+
+    Attributes:
+        inputs: where graphs read the arguments' tensors.
+        outputs: where they leave the results'.
+        result: what a call returns, with ``outputs`` in it.
+        replays: by the addresses of weights.
+    """
+
+    inputs: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+    result: Any
+    replays: dict[tuple[int, ...], Replay] = field(default_factory=dict)
+
+
+@dataclass
+class _Block:
+    """A block as a sweep finds it.
+
+    Attributes:
+        module: the block.
+        forward: what runs where no graph does.
+        tensors: parameters and buffers.
+        places: identities of the dictionaries that hold attributes and hooks of its modules.
+        settings: attributes of its modules, by value or identity; none if there are hooks within,
+            which a graph would not call.
+    """
+
+    module: nn.Module
+    forward: Forward
+    tensors: list[torch.Tensor]
+    places: set[int]
+    settings: Hashable
+
+    @classmethod
+    def look_at(cls, module: nn.Module, forward: Forward) -> _Block:
+        tensors: list[torch.Tensor | None] = []
+        places: set[int] = set()
+        settings: list[Hashable] = [id(getattr(forward, "__func__", forward))]
+        hooked = False
+        for one in modules_of(module):
+            tensors += [*one._parameters.values(), *one._buffers.values()]
+            places |= {id(one.__dict__), id(one._forward_hooks), id(one._forward_pre_hooks)}
+            settings += [
+                _setting(value)
+                for name, value in one.__dict__.items()
+                if name not in _OF_EVERY_MODULE and not (one is module and name == "forward")
+            ]
+            hooked |= one is not module and bool(one._forward_hooks or one._forward_pre_hooks)
+        found = [tensor for tensor in tensors if tensor is not None]
+        return cls(module, forward, found, places, None if hooked else tuple(settings))
+
+
+class BlockGraphs:
+    """The captured calls of a model's blocks, as long as weights lie where they do.
+
+    Args:
+        device: where passes run.
+        capture: what captures a call.
+    """
+
+    def __init__(self, device: torch.device, capture: Capture) -> None:
+        self._device, self._capture = device, capture
+        self._known: dict[Hashable, _Kind | None] = {}
+        # equal blocks share memory for what they read and leave: one is through before the next
+        self._places: dict[Hashable, list[torch.Tensor]] = {}
+        self._count = 0
+
+    @contextlib.contextmanager
+    def standing_in(self, blocks: Sequence[nn.Module], lockstep: Lockstep) -> Iterator[None]:
+        """Within, graphs stand in for calls of ``blocks`` by the passes of ``lockstep``."""
+        before = []
+        for module in blocks:
+            if module._compiled_call_impl is None:  # compiled code has graphs of its own
+                before.append((module.__dict__, module.__dict__.get("forward")))
+                module.__dict__["forward"] = self._instead_of(module, lockstep)
+        try:
+            yield
+        finally:
+            for attributes, forward in before:
+                del attributes["forward"]
+                if forward is not None:
+                    attributes["forward"] = forward
+
+    def _instead_of(self, module: nn.Module, lockstep: Lockstep) -> Forward:
+        forward, block = module.forward, None
+
+        @never_compiled
+        def replayed(*args: Any, **kwargs: Any) -> Any:
+            nonlocal block
+            block = block or _Block.look_at(module, forward)
+            return self._call(block, lockstep, args, kwargs)
+
+        return replayed
+
+    def _call(self, block: _Block, lockstep: Lockstep, args: Any, kwargs: Any) -> Any:
+        """What ``block.forward(*args, **kwargs)`` returns."""
+        tensors: list[torch.Tensor] = []
+        try:
+            kind = self._kind_of(block, lockstep, (args, kwargs), tensors)
+        except _UnlikeError:
+            return block.forward(*args, **kwargs)
+        if kind not in self._known:
+            result, self._known[kind] = self._first(block, lockstep, args, kwargs, tensors)
+            return result
+        known = self._known[kind]
+        replay = None if known is None else self._replay(known, block, (args, kwargs))
+        if known is None or replay is None:
+            self._known[kind] = None
+            return block.forward(*args, **kwargs)
+        torch._foreach_copy_(known.inputs, [_core(tensor) for tensor in tensors])
+        replay()
+        return _put_together(known.result, iter([place.clone() for place in known.outputs]))
+
+    def _kind_of(
+        self, block: _Block, lockstep: Lockstep, arguments: Any, tensors: list[torch.Tensor]
+    ) -> Hashable:
+        """What decides what a call queues, apart from addresses and values."""
+        if block.settings is None or lockstep.has_set_any(block.places):
+            raise _UnlikeError
+        state = thread_state()
+        state = state._replace(modes=tuple(map(type, state.modes)))
+        return block.module, block.settings, state, self._take_apart(arguments, tensors)
+
+    def _take_apart(self, value: Any, tensors: list[torch.Tensor]) -> Hashable:
+        """What tells ``value`` from others, but for what its tensors hold, which are appended.
+
+        Raises:
+            _UnlikeError: there is something in it of which this cannot be told.
+        """
+        kind = type(value)
+        if kind is torch.Tensor:
+            if value.device != self._device or value.is_inference():
+                raise _UnlikeError
+            tensors.append(value)
+            return value.shape, value.stride(), value.dtype
+        if kind in _PLAIN:
+            return kind, value
+        if kind in (tuple, list):
+            return kind, *[self._take_apart(one, tensors) for one in value]
+        if kind is dict:
+            return kind, *[(name, self._take_apart(one, tensors)) for name, one in value.items()]
+        raise _UnlikeError
+
+    def _first(
+        self,
+        block: _Block,
+        lockstep: Lockstep,
+        args: Any,
+        kwargs: Any,
+        tensors: list[torch.Tensor],
+    ) -> tuple[Any, _Kind | None]:
+        """The result of a call that runs as it is; and what graphs need, if one can stand for it.
+
+        It cannot for one that writes to its arguments, draws random numbers, sets attributes, or
+        pauses to enter another unit.
+        """
+
+        def traces() -> tuple[Any, ...]:
+            drawn = _random_states(self._device)
+            return [tensor._version for tensor in tensors], drawn, lockstep.pauses
+
+        before = traces()
+        result = block.forward(*args, **kwargs)
+        if traces() != before or lockstep.has_set_any(block.places):
+            return result, None
+        returned: list[torch.Tensor] = []
+        try:
+            self._take_apart(result, returned)
+            inputs = self._places_like("arguments", [_core(tensor) for tensor in tensors])
+            outputs = self._places_like("results", returned)
+        except _UnlikeError:
+            return result, None
+        return result, _Kind(inputs, outputs, _put_together(result, iter(outputs)))
+
+    def _places_like(self, what: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Memory for tensors, which calls share whose tensors are alike."""
+        key = what, *[(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
+        if key not in self._places:
+            self._places[key] = [torch.empty_like(tensor) for tensor in tensors]
+        places = self._places[key]
+        if not places or any(
+            place.stride() != one.stride() for place, one in zip(places, tensors, strict=True)
+        ):
+            raise _UnlikeError
+        return places
+
+    def _replay(self, known: _Kind, block: _Block, arguments: Any) -> Replay | None:
+        """What queues such a call; none if that cannot be captured after all."""
+        addresses = tuple([tensor.data_ptr() for tensor in block.tensors])
+        if addresses in known.replays:
+            return known.replays[addresses]
+        if self._count == MOST:
+            return None
+
+        def work() -> None:
+            args, kwargs = _put_together(arguments, iter(known.inputs))
+            returned: list[torch.Tensor] = []
+            self._take_apart(block.forward(*args, **kwargs), returned)
+            torch._foreach_copy_(known.outputs, returned)
+
+        try:
+            known.replays[addresses] = self._capture(work)
+        except RuntimeError as error:
+            first = next(iter(str(error).splitlines()), "")
+            name = type(block.module).__name__
+            logger.warning("Passes through a %s cannot be a CUDA graph (%s).", name, first)
+            return None
+        self._count += 1
+        return known.replays[addresses]
+
+
+def _setting(value: Any) -> Hashable:
+    """What tells a module's attribute from others: its value, or which object it is."""
+    if type(value) in _PLAIN:
+        return type(value), value
+    return str(value) if type(value) in _CONTAINERS else id(value)
+
+
+def _core(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without the copies that expanding it has made."""
+    if 0 not in tensor.stride():
+        return tensor
+    return tensor[tuple([slice(None) if step else slice(1) for step in tensor.stride()])]
+
+
+def _put_together(value: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    """``value`` with other tensors in it, each expanded to the shape of the one in its place."""
+    if isinstance(value, torch.Tensor):
+        return next(tensors).expand(value.shape)
+    if type(value) in (tuple, list):
+        return type(value)([_put_together(one, tensors) for one in value])
+    if type(value) is dict:
+        return {name: _put_together(one, tensors) for name, one in value.items()}
+    return value
+
+
+def _random_states(device: torch.device) -> list[bytes]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return [state.numpy().tobytes() for state in states]

@@ -51,6 +51,7 @@ class CudaCapture:
 
     def __call__(self, work: Callable[[], None]) -> Replay:
         graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()  # a capture can neither use nor free what is cached
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             graph.capture_begin(self._pool, capture_error_mode="thread_local")

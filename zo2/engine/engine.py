@@ -124,8 +124,10 @@ class Engine:
         usage = self._usage
         others = usage.others(self._bytes_on_device())
         place = functools.partial(self._placement.plan, self.units, self.device.type, others)
+        # graphs have memory of their own, as much again as passes that run as they are
+        times = 1 if self._new_graphs is None else 2
         try:
-            return place(usage.activations)
+            return place(usage.activations * times)
         except DeviceMemoryError:
             if not usage.is_guessed:
                 raise
@@ -316,6 +318,8 @@ class Engine:
             )
         if not jobs:
             return []
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return self._through(jobs)  # nothing is carried out that could be learnt from
         with out_of_memory_explained(self.device):
             try:
                 return self._sweep(jobs, probe, form)
@@ -329,29 +333,39 @@ class Engine:
     def _sweep(
         self, jobs: Sequence[tuple[Perturbation, Body]], probe: Body, form: Hashable
     ) -> list[Any]:
+        """Sweep, and learn from it what passes need and whether they wait for copies."""
         with _ordinary_tensors():
             self._take_back()
-            try:
-                if form not in self._recorded:
+            if form not in self._recorded:
+                try:
                     with self._measured():
                         self._record(probe)
-                    self._recorded.add(form)
-                    if self._usage.expect(self._usage.peak):
-                        self._place_anew()
-                plain = not any(perturbation.scale for perturbation, _ in jobs)
-                if plain or self._makes_round():
-                    self.pending.make_round()
-                    self._due = set(self.units) if plain else self._whose_turn_it_is()
-                with self._measured():
-                    results = self._run([Pass(p, body) for p, body in jobs], keep=plain)
-                if (waited := self._stream.waited()) is not None and not plain:
-                    self._deferral.learn(waited)
-            finally:
-                self._due = set()
-                self._rest()
+                finally:
+                    self._rest()
+                self._recorded.add(form)
+                if self._usage.expect(self._usage.peak):
+                    self._place_anew()
+                    self._take_back()
+            with self._measured():
+                results = self._through(jobs)
+            if (waited := self._stream.waited()) is not None and _perturbs(jobs):
+                self._deferral.learn(waited)
             if self._usage.learn():
                 self._place_anew()
             return results
+
+    def _through(self, jobs: Sequence[tuple[Perturbation, Body]]) -> list[Any]:
+        """Sweep; a sweep that perturbs nothing leaves no update pending."""
+        plain = not _perturbs(jobs)
+        with _ordinary_tensors():
+            try:
+                if plain or self._makes_round():
+                    self.pending.make_round()
+                    self._due = set(self.units) if plain else self._whose_turn_it_is()
+                return self._run([Pass(p, body) for p, body in jobs], keep=plain)
+            finally:
+                self._due = set()
+                self._rest()
 
     def _whose_turn_it_is(self) -> set[Unit]:
         """The units that store their updated weights in the next sweep."""
@@ -660,6 +674,10 @@ def _ordinary_tensors() -> Iterator[None]:
     """No gradients; and no inference mode, whose tensors could not be written to outside it."""
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def _perturbs(jobs: Sequence[tuple[Perturbation, Body]]) -> bool:
+    return any(perturbation.scale for perturbation, _ in jobs)
 
 
 _Held = dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]]

@@ -186,3 +186,12 @@ def replays_of(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> Re
             "kernels know: use a machine where zo2-verify passes triton.import, or leave it out."
         )
     return None
+
+
+def may_replay(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> bool:
+    """Whether CUDA graphs are not asked for, but would be possible."""
+    if config.cuda_graphs or engine.device.type != "cuda":
+        return False
+    if engine.streams:
+        return engine.has_whole_blocks
+    return not isinstance(arithmetic, TorchArithmetic)

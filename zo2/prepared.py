@@ -8,17 +8,19 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
 
-from zo2.assembly import arithmetic_for, engine_for, replays_of, working_device
+from zo2.assembly import arithmetic_for, engine_for, may_replay, replays_of, working_device
 from zo2.config import ZOSettings
 from zo2.engine import zerocopy
 from zo2.engine.eager import never_compiled
 from zo2.engine.placement import Placement
 from zo2.errors import DataError, NonFiniteLossError
+from zo2.hostbound import HostBound
 from zo2.logits import Head
 from zo2.losses import LossHooks, forward_with_loss, model_arguments
 from zo2.methods import Perturbation, get_method
@@ -57,6 +59,7 @@ class ZOState:
         self._head = Head(find_head())
         self.engine.before_pause = self._head.compute_all
         self._replays = replays_of(config, self.engine, arithmetic)
+        self._host = HostBound() if may_replay(config, self.engine, arithmetic) else None
         trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = ZOOptimizer(trainable, config, self.engine, seed)
         self._attach()
@@ -281,7 +284,12 @@ class ZOState:
         """Sweep, estimate and update; a loss is its micro-batches' mean weighted by ``shares``."""
         seed, eps = self.optimizer.step_seed, self.optimizer.eps
         perturbations = self.method.perturbations(seed, eps)
-        values = zerocopy.read(losses_at(perturbations))
+        start = perf_counter()
+        found = losses_at(perturbations)
+        queued = perf_counter()
+        values = zerocopy.read(found)
+        if self._host is not None:
+            self._host.step(queued - start, perf_counter() - queued)
         losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True)) for row in values]
         self._check_finite(losses, batches)
         estimates = self.method.estimate(perturbations, losses, eps)

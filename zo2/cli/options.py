@@ -158,7 +158,8 @@ GraphsOption = Annotated[
     bool,
     typer.Option(
         "--cuda-graphs", rich_help_panel=MACHINE,
-        help="Replay steps as CUDA graphs: several times faster for small resident models.",
+        help="Replay steps, or passes through streamed blocks, as CUDA graphs: for small resident "
+        "models, and for hosts that are slower than the link.",
     ),
 ]  # fmt: skip
 OverwriteOption = Annotated[

@@ -43,9 +43,11 @@ class ZOSettings:
             not fit.
         device_memory_budget: device memory that the whole process may take, as bytes or as
             ``"18GB"`` (10**9) or ``"18GiB"`` (2**30); as many weights as fit stay on the device.
-        cuda_graphs: replay steps as CUDA graphs where all weights are on the GPU: several times
-            faster for small models. Some models then choose other kernels, so losses may differ
-            by rounding from those of streamed runs.
+        cuda_graphs: replay what a slow host takes long to queue as CUDA graphs. Where all weights
+            are on the GPU, whole steps: several times faster for small models; some models then
+            choose other kernels, so losses may differ by rounding. Where weights are streamed,
+            passes through whole blocks, bit for bit. Takes as much device memory again as passes
+            need.
         offload_embeddings: stream also what lies outside the blocks (embeddings, head); a memory
             budget that is too small for these does so by itself.
         direction: family of the random direction z: ``"gaussian"``, ``"rademacher"``,

@@ -650,6 +650,11 @@ class Engine:
         """Whether any weight rests elsewhere than on the working device."""
         return bool(self._streamed)
 
+    @property
+    def has_whole_blocks(self) -> bool:
+        """Whether blocks are units, so that passes through them can be replayed."""
+        return bool(self._blocks)
+
     def is_in_place(self) -> bool:
         """Whether the weights are where sweeps so far have found them."""
         unmark(self.units)

@@ -158,7 +158,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     losses = [float(model.zo_step(micro))]
     first = time.perf_counter() - first
     found = []
-    home = _watch_ways_home()
+    home, reads = _watch_ways_home(), _watch_reads()
     for budget in budgets:
         engine = model._zo.engine
         if budget != budgets[0]:
@@ -168,6 +168,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             | {
                 "budget": budget,
                 "home": sum(home) / options.steps,
+                "reading": statistics.median(reads[-options.steps :]),
                 "streamed": sum(
                     engine.store.layouts[unit].nbytes
                     for unit in engine.units
@@ -198,6 +199,21 @@ def _watch_ways_home() -> list[int]:
 
     CudaLanes.write_back = watched  # type: ignore[method-assign]
     return home
+
+
+def _watch_reads() -> list[float]:
+    """From now on, the seconds for which each step waits for its losses, once it is queued."""
+    seconds: list[float] = []
+    read = zerocopy.read
+
+    def watched(numbers: torch.Tensor) -> Any:
+        start = time.perf_counter()
+        values = read(numbers)
+        seconds.append(time.perf_counter() - start)
+        return values
+
+    zerocopy.read = watched
+    return seconds
 
 
 def peak_of_host() -> int:

@@ -318,54 +318,53 @@ class Engine:
             )
         if not jobs:
             return []
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return self._through(jobs)  # nothing is carried out that could be learnt from
-        with out_of_memory_explained(self.device):
-            try:
+        with _ordinary_tensors():
+            if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return self._through(jobs)  # nothing is carried out that could be learnt from
+            with out_of_memory_explained(self.device):
+                try:
+                    return self._sweep(jobs, probe, form)
+                except torch.cuda.OutOfMemoryError:
+                    if self._placement.budget is None:
+                        raise
+                    self._usage.reckon_with_more()
+                self._place_anew()
                 return self._sweep(jobs, probe, form)
-            except torch.cuda.OutOfMemoryError:
-                if self._placement.budget is None:
-                    raise
-                self._usage.reckon_with_more()
-            self._place_anew()
-            return self._sweep(jobs, probe, form)
 
     def _sweep(
         self, jobs: Sequence[tuple[Perturbation, Body]], probe: Body, form: Hashable
     ) -> list[Any]:
         """Sweep, and learn from it what passes need and whether they wait for copies."""
-        with _ordinary_tensors():
-            self._take_back()
-            if form not in self._recorded:
-                try:
-                    with self._measured():
-                        self._record(probe)
-                finally:
-                    self._rest()
-                self._recorded.add(form)
-                if self._usage.expect(self._usage.peak):
-                    self._place_anew()
-                    self._take_back()
-            with self._measured():
-                results = self._through(jobs)
-            if (waited := self._stream.waited()) is not None and _perturbs(jobs):
-                self._deferral.learn(waited)
-            if self._usage.learn():
+        self._take_back()
+        if form not in self._recorded:
+            try:
+                with self._measured():
+                    self._record(probe)
+            finally:
+                self._rest()
+            self._recorded.add(form)
+            if self._usage.expect(self._usage.peak):
                 self._place_anew()
-            return results
+                self._take_back()
+        with self._measured():
+            results = self._through(jobs)
+        if (waited := self._stream.waited()) is not None and _perturbs(jobs):
+            self._deferral.learn(waited)
+        if self._usage.learn():
+            self._place_anew()
+        return results
 
     def _through(self, jobs: Sequence[tuple[Perturbation, Body]]) -> list[Any]:
         """Sweep; a sweep that perturbs nothing leaves no update pending."""
         plain = not _perturbs(jobs)
-        with _ordinary_tensors():
-            try:
-                if plain or self._makes_round():
-                    self.pending.make_round()
-                    self._due = set(self.units) if plain else self._whose_turn_it_is()
-                return self._run([Pass(p, body) for p, body in jobs], keep=plain)
-            finally:
-                self._due = set()
-                self._rest()
+        try:
+            if plain or self._makes_round():
+                self.pending.make_round()
+                self._due = set(self.units) if plain else self._whose_turn_it_is()
+            return self._run([Pass(p, body) for p, body in jobs], keep=plain)
+        finally:
+            self._due = set()
+            self._rest()
 
     def _whose_turn_it_is(self) -> set[Unit]:
         """The units that store their updated weights in the next sweep."""

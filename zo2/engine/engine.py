@@ -30,7 +30,7 @@ from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
 from zo2.engine.placement import Placement, Plan
 from zo2.engine.record import Recorder
-from zo2.engine.resting import mark_resting, unmark
+from zo2.engine.resting import Marks
 from zo2.engine.store import Store
 from zo2.engine.transfer import InPlace, Transfer
 from zo2.engine.updates import Update
@@ -112,6 +112,8 @@ class Engine:
             self.device,
             self._progress,
         )
+        weights = chain.from_iterable(unit.weights for unit in self.units)
+        self._marks = Marks((weight.parameter for weight in weights), self.settle)
         self._set_order(self.units)
         self._never_run: list[Unit] = []
         trained = [unit for unit in self.units if self.store.layouts[unit].trained]
@@ -598,7 +600,7 @@ class Engine:
 
     def _take_back(self) -> None:
         """Make the parameters ordinary ones, and take weights in that somebody has moved."""
-        unmark(self.units)
+        self._marks.clear()
         if not self.store.is_intact():
             self._catch_up()
             self.rebuild()
@@ -616,12 +618,12 @@ class Engine:
         for unit in self.units:
             self.store.rest(unit)
         if self.pending or not self._stream.is_idle:
-            mark_resting(self.units, self.settle)
+            self._marks.set()
 
     def push(self, update: Update) -> None:
         """Add a step's update to those pending."""
         self.pending.open.append(update)
-        mark_resting(self.units, self.settle)
+        self._marks.set()
 
     # -- what `zo2.engine.replay` needs -----------------------------------------------------
 
@@ -656,7 +658,7 @@ class Engine:
 
     def is_in_place(self) -> bool:
         """Whether the weights are where sweeps so far have found them."""
-        unmark(self.units)
+        self._marks.clear()
         return self.store.is_intact()
 
     def has_swept(self) -> None:

@@ -20,6 +20,7 @@ from zo2.directions.rademacher import Rademacher
 from zo2.directions.rank1 import Rank1
 from zo2.directions.words import LANES, SIGN_BLOCK, TILE, Purpose
 from zo2.engine import kernels
+from zo2.engine.launching import Launcher
 from zo2.engine.partition import Weight
 from zo2.engine.store import Layout
 from zo2.engine.updates import Round, compose
@@ -38,6 +39,7 @@ FEW_PROGRAMS = 4096
 ALIGNED = 16  # bytes: where tables and streams of signs begin, so that kernels read several at once
 MASKED = 16  # elements that kernels mask together: they read so far past the end of a weight
 _NEVER = 1 << 62  # the first program of a segment that is not there
+TRANSFORM = Launcher(kernels.transform, num_warps=WARPS, enable_fp_fusion=False)
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class FusedArithmetic:
         outs = [out.view(segments.dtype) for _, out in pair]
         indices = [index for index, _ in pair]
         seeds = [changes.perturbations[index].seed for index in indices]
-        kernels.transform[(segments.programs,)](
+        arguments = (
             flat,
             outs[0] if outs else flat,
             outs[1] if len(outs) > 1 else flat,
@@ -194,20 +196,21 @@ class FusedArithmetic:
             held,
             indices[0] if indices else 0,
             indices[1] if len(indices) > 1 else 0,
-            SEGMENTS=segments.table.shape[1],
-            PAIRS=segments.pairs,
-            FAMILY=self._family,
-            UPDATES=min(lacking, 2),
-            TERMS=tables.of_each if lacking else 0,
-            OPEN=bool(changes.open),
-            WRITE=write,
-            STOCHASTIC=self._stochastic,
-            OUTS=len(outs),
-            SHARED=len(set(seeds)) == 1,
-            SPAN=segments.span,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
         )
+        constants = {
+            "SEGMENTS": segments.table.shape[1],
+            "PAIRS": segments.pairs,
+            "FAMILY": self._family,
+            "UPDATES": min(lacking, 2),
+            "TERMS": tables.of_each if lacking else 0,
+            "OPEN": bool(changes.open),
+            "WRITE": write,
+            "STOCHASTIC": self._stochastic,
+            "OUTS": len(outs),
+            "SHARED": len(set(seeds)) == 1,
+            "SPAN": segments.span,
+        }
+        TRANSFORM(segments.programs, arguments, constants)
 
     def _fill_factors(self, segments: Segments, tables: Tables, updates: bool) -> torch.Tensor:
         """For rank1, the signs of all seeds that a launch needs, for these weights."""

@@ -9,50 +9,65 @@ dtype or a device costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
-from zo2.engine.partition import Unit
 from zo2.engine.record import reads_values
 
 
 class RestingParameter(nn.Parameter):
     """A parameter whose weights lack updates; any read of its values applies them."""
 
+    settle: ClassVar[Callable[[], None]]
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if reads_values(func):
-            for settle in _find_settlers((*args, *(kwargs or {}).values())):
-                settle()
+            for kind in _find_resting((*args, *(kwargs or {}).values())):
+                kind.settle()
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-def _find_settlers(values: Iterable[Any]) -> list[Callable[[], None]]:
-    found: list[Callable[[], None]] = []
+def _find_resting(values: Iterable[Any]) -> list[type[RestingParameter]]:
+    found: list[type[RestingParameter]] = []
     for value in values:
         if isinstance(value, (list, tuple)):
-            found += _find_settlers(value)
-        elif type(value) is RestingParameter:
-            found.append(value.__dict__["_zo_settle"])
+            found += _find_resting(value)
+        elif isinstance(value, RestingParameter):
+            found.append(type(value))
     return found
 
 
-def mark_resting(units: Iterable[Unit], settle: Callable[[], None]) -> None:
-    """From now on, reading any of the units' parameters calls ``settle`` first."""
-    for parameter in _parameters(units):
-        if type(parameter) is nn.Parameter:
-            parameter.__dict__["_zo_settle"] = settle
-            parameter.__class__ = RestingParameter
+class Marks:
+    """Marks parameters as resting, all or none.
 
+    Args:
+        parameters: ordinary ones; those of other classes are left as they are.
+        settle: what applies the updates that they lack, after which they are not marked.
+    """
 
-def unmark(units: Iterable[Unit]) -> None:
-    """Make the units' parameters ordinary again."""
-    for parameter in _parameters(units):
-        if type(parameter) is RestingParameter:
-            parameter.__class__ = nn.Parameter  # type: ignore[assignment]
-            parameter.__dict__.pop("_zo_settle", None)
+    def __init__(self, parameters: Iterable[nn.Parameter], settle: Callable[[], None]) -> None:
+        self._parameters = [one for one in parameters if type(one) is nn.Parameter]
+        # a class of its own says what settles: a GPU waits while each parameter is marked
+        self._kind: type[nn.Parameter] = type(
+            RestingParameter.__name__, (RestingParameter,), {"settle": staticmethod(settle)}
+        )
+        self._set = False
 
+    def set(self) -> None:
+        """From now on, reading any of the parameters settles first."""
+        if not self._set:
+            self._turn(nn.Parameter, self._kind)
+            self._set = True
 
-def _parameters(units: Iterable[Unit]) -> Iterable[nn.Parameter]:
-    return (weight.parameter for unit in units for weight in unit.weights)
+    def clear(self) -> None:
+        """Make the parameters ordinary again."""
+        if self._set:
+            self._turn(self._kind, nn.Parameter)
+            self._set = False
+
+    def _turn(self, old: type[nn.Parameter], new: type[nn.Parameter]) -> None:
+        for parameter in self._parameters:
+            if type(parameter) is old:
+                parameter.__class__ = new  # type: ignore[assignment]

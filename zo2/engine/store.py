@@ -19,6 +19,7 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 
@@ -26,6 +27,7 @@ from zo2.engine.partition import Unit, Weight
 from zo2.errors import HostMemoryError
 
 ALIGNMENT = 64
+_dtype, _requires_grad = attrgetter("dtype"), attrgetter("requires_grad")
 
 
 class Layout:
@@ -186,9 +188,9 @@ class Store:
     def _look(self) -> tuple[list[int], list[torch.dtype], list[bool]]:
         """Where the parameters' data are, in which precision, and whether they are trained."""
         return (
-            [parameter.data_ptr() for parameter in self._parameters],
-            [parameter.dtype for parameter in self._parameters],
-            [parameter.requires_grad for parameter in self._parameters],
+            [*map(torch.Tensor.data_ptr, self._parameters)],
+            [*map(_dtype, self._parameters)],
+            [*map(_requires_grad, self._parameters)],
         )
 
 

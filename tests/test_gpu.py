@@ -276,6 +276,13 @@ def test_batches_are_brought_past_weights(value, on_its_way):
     assert torch.equal(brought.cpu(), value) or value.isnan()
 
 
+def test_what_is_brought_is_kept_until_it_was_read():
+    device = torch.device("cuda", 0)
+    torch.cuda._sleep(100_000_000)
+    brought = [zerocopy.bring(torch.full((64,), number), device) for number in range(50)]
+    assert [one.unique().tolist() for one in brought] == [[number] for number in range(50)]
+
+
 def test_what_is_large_or_on_the_device_is_brought_as_usual():
     device = torch.device("cuda", 0)
     for value in (torch.arange(1 << 20), torch.empty(0, 3), torch.arange(3, device=device)):

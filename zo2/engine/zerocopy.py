@@ -9,6 +9,7 @@ memory without waiting for any copy.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,8 +51,18 @@ def bring(value: torch.Tensor, device: torch.device) -> torch.Tensor:
             return value.to(device)
         there = torch.empty(value.shape, dtype=value.dtype, device=device)
         _write(_bytes(there), mapped)
-        torch.cuda.current_stream().synchronize()  # torch knows of no kernel that reads `host`
+        _keep_until_read(host)
     return there
+
+
+# Host memory that kernels may still read, of which torch does not know, and when they have.
+_lent: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
+
+
+def _keep_until_read(host: torch.Tensor) -> None:
+    while _lent and _lent[0][0].query():
+        _lent.popleft()
+    _lent.append((torch.cuda.current_stream().record_event(), host))
 
 
 class Table:

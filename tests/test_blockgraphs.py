@@ -20,6 +20,7 @@ from tests.test_engine import CPU, Toy, assert_same, toy_batch
 from tests.tiny import FAMILIES, batch, tiny
 from zo2 import assembly
 from zo2.engine.blockgraphs import BlockGraphs
+from zo2.engine.capturing import CaptureError
 from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement
 
@@ -36,7 +37,7 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         here = partial(tree_map, lambda x: x.detach() if isinstance(x, torch.Tensor) else x)
         if func is torch.ops.aten._local_scalar_dense.default:
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise CaptureError("operation not permitted when stream is capturing")
         inputs = here((args, kwargs or {}))
         result = func(*args, **(kwargs or {}))
         self._operations.append((func, inputs, here(result)))

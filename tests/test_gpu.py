@@ -12,6 +12,7 @@ import zo2
 from tests.oracle import direction
 from tests.tiny import batch, tiny
 from zo2.engine import zerocopy
+from zo2.engine.capturing import CaptureError, CudaCapture
 
 pytestmark = [
     pytest.mark.gpu,
@@ -555,6 +556,31 @@ def test_replayed_blocks_within_a_budget(replayed):
     assert others == losses
     assert all(torch.equal(weights[name], found[name]) for name in weights)
     assert replayed
+
+
+def test_captures_that_fail_leave_torch_able_to_free_memory_and_to_capture():
+    device = torch.device("cuda", 0)
+    capture = CudaCapture(device)
+    x, out = torch.ones(2, 1 << 20, device=device)
+
+    def asking():
+        (x + x).sum().item()
+
+    def taking_too_much():
+        torch.add(x, x, out=out)
+        torch.empty(1 << 50, dtype=torch.uint8, device=device)
+
+    def fine():
+        torch.add(x, x + 1, out=out)
+
+    for work in (asking, taking_too_much, asking):
+        with pytest.raises(CaptureError):
+            capture(work)
+        with pytest.raises(torch.cuda.OutOfMemoryError):  # torch frees what it can before
+            torch.empty(1 << 50, dtype=torch.uint8, device=device)
+        out.zero_()
+        capture(fine)()
+        assert torch.equal(out, torch.full_like(out, 3))
 
 
 def test_blocks_that_ask_for_values_run_as_they_are(replayed, caplog):

@@ -12,7 +12,8 @@ from torch import nn
 from zo2.config import ZOSettings
 from zo2.config.base import parse_bytes
 from zo2.directions import get_family, gpu
-from zo2.engine.blockgraphs import BlockGraphs, CudaCapture
+from zo2.engine.blockgraphs import BlockGraphs
+from zo2.engine.capturing import CudaCapture
 from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement, unit_sizes_to_try
 from zo2.engine.weights import Arithmetic, TorchArithmetic

@@ -44,3 +44,8 @@ class DeviceMemoryError(ZO2Error, MemoryError):
 
 class CheckpointError(ZO2Error, RuntimeError):
     """A checkpoint could not be saved, or is of another model than the one to go on with."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says before it goes into details; its type, if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

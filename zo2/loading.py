@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zo2.data import nearest_file
-from zo2.errors import HostMemoryError, ModelError
+from zo2.errors import HostMemoryError, ModelError, first_line
 from zo2.progress import bars_are_wanted
 
 if TYPE_CHECKING:
@@ -374,8 +374,7 @@ def explain(error: BaseException, source: Source) -> str:
         )
     if "Unrecognized configuration class" in text:
         return f"{source.name} is no causal language model, the only kind this command takes."
-    first = next(iter(str(error).strip().splitlines()), "")
-    return scrub(f"{source.name} could not be loaded: {first or type(error).__name__}")
+    return scrub(f"{source.name} could not be loaded: {first_line(error)}")
 
 
 def _explain_hub(kinds: set[str], text: str, source: Source) -> str | None:

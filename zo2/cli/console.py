@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 from rich.console import Console
 
-from zo2.errors import ConfigError, DataError, ModelError, ZO2Error
+from zo2.errors import ConfigError, DataError, ModelError, ZO2Error, first_line
 
 if TYPE_CHECKING:
     from zo2.training import Step
@@ -59,8 +59,7 @@ def _told(error: Exception) -> str:
     """An error in words: its own, if it was raised on purpose."""
     if isinstance(error, (ZO2Error, OSError, MemoryError)):
         return str(error) or type(error).__name__
-    message = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {message} (--debug shows where)"
+    return f"{type(error).__name__}: {first_line(error)} (--debug shows where)"
 
 
 def _print_error(message: str) -> None:

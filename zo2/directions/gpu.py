@@ -14,6 +14,7 @@ import torch
 
 from zo2.directions import normals
 from zo2.directions.words import LANES, MULTIPLIERS, ROUNDS, SIGN_BLOCK, TILE, WEYL
+from zo2.errors import first_line
 
 logger = logging.getLogger("zo2")
 
@@ -33,10 +34,9 @@ def available() -> bool:
     try:
         fill_halves(torch.empty(1, dtype=torch.int32, device="cuda"), 0, 0, 0, 0)
     except Exception as error:  # no compiler, no headers, a driver that is too old, ...
-        first = next(iter(str(error).strip().splitlines()), "")
         logger.warning(
             "Triton cannot compile kernels here (%s: %s), so a step on the GPU is several times "
-            "slower; zo2-verify says what is missing.", type(error).__name__, first,
+            "slower; zo2-verify says what is missing.", type(error).__name__, first_line(error),
         )  # fmt: skip
         return False
     return True

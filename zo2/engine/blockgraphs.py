@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zo2.engine.capturing import Capture, CaptureError, Replay
 from zo2.engine.eager import never_compiled
 from zo2.engine.lockstep import Lockstep
 from zo2.engine.modulestate import modules_of
@@ -28,39 +29,11 @@ from zo2.engine.threadstate import capture as thread_state
 logger = logging.getLogger("zo2")
 
 Forward = Callable[..., Any]
-Replay = Callable[[], None]
-Capture = Callable[[Callable[[], None]], Replay]
 
 MOST = 1024  # graphs, of some hundred kilobytes of device memory each
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 _CONTAINERS = (tuple, list, dict, set, frozenset)
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
-
-
-class CudaCapture:
-    """Captures what a function queues on a device; nothing of it is carried out.
-
-    Args:
-        device: a CUDA device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
-        # graphs share it: what one leaves there, no other reads
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, work: Callable[[], None]) -> Replay:
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.empty_cache()  # a capture can neither use nor free what is cached
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(self._pool, capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        replay: Replay = graph.replay
-        return replay
 
 
 class _UnlikeError(Exception):
@@ -272,10 +245,9 @@ class BlockGraphs:
 
         try:
             known.replays[addresses] = self._capture(work)
-        except RuntimeError as error:
-            first = next(iter(str(error).splitlines()), "")
+        except CaptureError as error:
             name = type(block.module).__name__
-            logger.warning("Passes through a %s cannot be a CUDA graph (%s).", name, first)
+            logger.warning("Passes through a %s cannot be a CUDA graph (%s).", name, error)
             return None
         self._count += 1
         return known.replays[addresses]

@@ -491,7 +491,7 @@ class Engine:
                 transfer.release(unit)
 
     def _copies(self, unit: Unit, count: int) -> list[torch.Tensor]:
-        """Room for as many perturbed copies of a unit as there is, one at least, ``count`` at most."""
+        """Room for perturbed copies of a unit: at most ``count``, of which one always fits."""
         nbytes = self.store.layouts[unit].nbytes
         fit = self._scratch.numel() // nbytes if nbytes else 1
         return [

@@ -59,4 +59,4 @@ def _kind(argument: Any) -> Hashable:
     """What of an argument decides which compiled kernel it suits."""
     if isinstance(argument, torch.Tensor):
         return argument.dtype, argument.data_ptr() % ALIGNED == 0
-    return argument > LARGEST
+    return bool(argument > LARGEST)

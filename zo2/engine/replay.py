@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from zo2.engine.abreast import Abreast, Formation, InFile
+from zo2.engine.capturing import CaptureError, CudaCapture, Replay
 from zo2.engine.engine import Engine
 from zo2.engine.fused import FusedArithmetic
 from zo2.methods import Perturbation
@@ -32,7 +33,7 @@ LARGEST_NUMBER = 256  # of graphs; each has a kind of its own (batch shapes, pen
 class Captured:
     """A sweep as a graph: what it reads and what it leaves."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Replay
     inputs: list[torch.Tensor]
     result: torch.Tensor
 
@@ -47,7 +48,7 @@ class Replays:
 
     def __init__(self, engine: Engine, arithmetic: FusedArithmetic) -> None:
         self._engine, self._arithmetic = engine, arithmetic
-        self._pool = torch.cuda.graph_pool_handle()
+        self._captured = CudaCapture(engine.device)
         self._streams = [torch.cuda.Stream(engine.device) for _ in range(ABREAST)]
         # of each kind that was seen once: its graph, how its passes will go in one, or that it
         # cannot be one
@@ -86,7 +87,7 @@ class Replays:
             known = self._kinds[kind] = self._capture(batches, sweep, known)
             if known is None:
                 return sweep(batches)
-        known.graph.replay()
+        known.replay()
         return known.result
 
     def _first(
@@ -125,23 +126,18 @@ class Replays:
             {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             for batch in batches
         ]
-        graph = torch.cuda.CUDAGraph()
+        results: list[torch.Tensor] = []
         pending = self._engine.pending.copy()
         self._engine.formation = formation
         try:
-            with (
-                torch.cuda.device(self._engine.device),
-                torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"),
-            ):
-                result = sweep(own)
-        except RuntimeError as error:
+            replay = self._captured(lambda: results.append(sweep(own)))
+        except CaptureError as error:
             self._engine.pending = pending  # that sweep was not carried out
-            first = next(iter(str(error).splitlines()), "")
-            logger.warning("This model's passes cannot be a CUDA graph (%s).", first)
+            logger.warning("This model's passes cannot be a CUDA graph (%s).", error)
             return None
         finally:
             self._engine.formation = InFile()
-        return Captured(graph, _tensors(own), result)
+        return Captured(replay, _tensors(own), results[0])
 
 
 def _tensors(batches: Sequence[Batch]) -> list[torch.Tensor]:

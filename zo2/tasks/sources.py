@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zo2.data import nearest_file, read_examples, read_text
-from zo2.errors import DataError
+from zo2.errors import DataError, first_line
 
 Record = Mapping[str, Any]
 Records = Iterator[tuple[str, Record]]  # where a record is, for people, and the record
@@ -94,10 +94,9 @@ def from_hub(hub: Hub, split: str) -> Records:
     try:
         rows = datasets.load_dataset(hub.dataset, hub.config, split=part)
     except Exception as error:  # no connection, no such data set, a broken cache, ...
-        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
-            f"The data set {hub.dataset} could not be loaded from the hub ({first}). Without a "
-            "connection, give a folder with the published files: --data-dir DIR"
+            f"The data set {hub.dataset} could not be loaded from the hub "
+            f"({first_line(error)}). Without a connection, give a folder with the published files: --data-dir DIR"
         ) from error
     return ((f"{hub.dataset}, {part} row {number}", row) for number, row in enumerate(rows))
 

@@ -1,0 +1,81 @@
+"""What work queues on a GPU, captured once as a CUDA graph and queued again by one call."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+
+import torch
+
+from zo2.errors import first_line
+
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], None]], Replay]
+
+
+class CaptureError(Exception):
+    """This work cannot be a graph: it asks the device for values, say, or memory ran out."""
+
+
+class CudaCapture:
+    """Captures what a function queues on a device; nothing of it is carried out.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        # graphs share it: what one leaves there, no other reads
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], None]) -> Replay:
+        """Capture ``work``.
+
+        Raises:
+            CaptureError: it cannot be a graph.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._device), _no_garbage_collected():
+            torch.cuda.empty_cache()  # a capture can neither use nor free what is cached
+            self._stream.wait_stream(torch.cuda.current_stream())
+            try:
+                with torch.cuda.stream(self._stream):
+                    graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                    try:
+                        work()
+                    finally:
+                        graph.capture_end()
+            except BaseException as error:
+                self._give_up()
+                if isinstance(error, RuntimeError):
+                    raise CaptureError(first_line(error)) from error
+                raise
+        replay: Replay = graph.replay
+        return replay
+
+    def _give_up(self) -> None:
+        """End what a failed capture has begun, and capture elsewhere from now on.
+
+        Up to torch 2.12 the allocator would take the capture to be under way for ever, and end the
+        process when it next had to free cached memory (pytorch#180395).
+        """
+        ends = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
+        end = next((getattr(torch._C, name) for name in ends if hasattr(torch._C, name)), None)
+        if end is not None:
+            with contextlib.suppress(RuntimeError):  # it was ended
+                end(torch.cuda.current_device(), self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
+
+
+@contextlib.contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Within, nothing is finalised by chance that a capture does not allow."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -95,8 +95,8 @@ def from_hub(hub: Hub, split: str) -> Records:
         rows = datasets.load_dataset(hub.dataset, hub.config, split=part)
     except Exception as error:  # no connection, no such data set, a broken cache, ...
         raise DataError(
-            f"The data set {hub.dataset} could not be loaded from the hub "
-            f"({first_line(error)}). Without a connection, give a folder with the published files: --data-dir DIR"
+            f"The data set {hub.dataset} could not be loaded from the hub ({first_line(error)}). "
+            "Without a connection, give a folder with the published files: --data-dir DIR"
         ) from error
     return ((f"{hub.dataset}, {part} row {number}", row) for number, row in enumerate(rows))
 

@@ -94,8 +94,6 @@ class Engine:
         self._changes = Changes()  # that the sweep that runs makes
         self._due: set[Unit] = set()  # units whose updated weights it stores
         self._ahead = 0  # parcels that it may update before passes reach them
-        # a unit, perturbations of it, and the weights, made before passes enter it
-        self._early: tuple[Unit, list[Perturbation], list[torch.Tensor]] | None = None
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
         self._build()
 
@@ -422,7 +420,6 @@ class Engine:
         for unit in self.units:
             self.store.hide(unit)
         held = self._hold(passes)
-        self._set_out(passes, keep)
         with Lockstep(passes, self.model, keep) as lockstep, contextlib.ExitStack() as stack:
             self._lockstep = lockstep
             if self._graphs and not keep and self._recorder is None:
@@ -441,37 +438,22 @@ class Engine:
         self._fetch_ahead(self._order[-1])
         return [one.result for one in passes]
 
-    def _set_out(self, passes: list[Pass], keep: bool) -> None:
-        """Perturb the unit that passes are expected to enter first: a GPU that has been waiting
-        for the losses does so while Python takes passes there.
-        """
-        self._early = None
-        unit = self._order[0] if self._order else None
-        if keep or self._recorder or unit is None or unit.held or unit in self._streamed:
-            return
-        perturbations = [perturbation for perturbation, _ in _groups(passes)]
-        copies = self._copies(unit, len(perturbations))
-        first = perturbations[: len(copies)]
-        base = self._transfer[unit].acquire(unit)
-        self._early = unit, first, self._transform(unit, base, first, copies)
-        self._transfer[unit].release(unit)
-
     def _visit(self, unit: Unit, passes: list[Pass], held: _Held) -> None:
         """Bring a unit to the device and take the waiting passes through it."""
         transfer = self._transfer[unit]
         base, acquired = transfer.acquire(unit), True
-        groups = _groups(passes)
-        copies = self._copies(unit, len(groups))
-        at_once = len(copies)
+        groups = [
+            (perturbation, list(group))
+            for perturbation, group in groupby(passes, key=lambda one: one.perturbation)
+        ]
+        nbytes = self.store.layouts[unit].nbytes
+        fit = self._scratch.numel() // nbytes if nbytes else 1
+        at_once = max(1, min(fit, len(groups)))
+        copies = [self._scratch[i * nbytes : (i + 1) * nbytes] for i in range(at_once)]
         try:
             for first in range(0, len(groups), at_once):
                 batch = groups[first : first + at_once]
-                perturbations = [perturbation for perturbation, _ in batch]
-                early, self._early = self._early, None
-                if early and early[:2] == (unit, perturbations):
-                    weights = early[2]
-                else:
-                    weights = self._transform(unit, base, perturbations, copies)
+                weights = self._transform(unit, base, [p for p, _ in batch], copies)
                 if batch[-1] is groups[-1] and self._is_copied(unit, base, weights):
                     transfer.release(unit)  # what comes next need not wait for these passes
                     acquired = False
@@ -489,14 +471,6 @@ class Engine:
             self.store.hide(unit)
             if acquired:
                 transfer.release(unit)
-
-    def _copies(self, unit: Unit, count: int) -> list[torch.Tensor]:
-        """Room for perturbed copies of a unit: at most ``count``, of which one always fits."""
-        nbytes = self.store.layouts[unit].nbytes
-        fit = self._scratch.numel() // nbytes if nbytes else 1
-        return [
-            self._scratch[i * nbytes : (i + 1) * nbytes] for i in range(max(1, min(fit, count)))
-        ]
 
     def _is_copied(self, unit: Unit, base: torch.Tensor, flats: Sequence[torch.Tensor]) -> bool:
         """Whether passes through ``unit`` with its weights in ``flats`` use nothing of ``base``."""
@@ -706,14 +680,6 @@ def _ordinary_tensors() -> Iterator[None]:
     """No gradients; and no inference mode, whose tensors could not be written to outside it."""
     with torch.inference_mode(False), torch.no_grad():
         yield
-
-
-def _groups(passes: Sequence[Pass]) -> list[tuple[Perturbation, list[Pass]]]:
-    """Passes that stand together and have one perturbation."""
-    return [
-        (perturbation, list(group))
-        for perturbation, group in groupby(passes, key=lambda one: one.perturbation)
-    ]
 
 
 def _perturbs(jobs: Sequence[tuple[Perturbation, Body]]) -> bool:

@@ -29,15 +29,24 @@ import torch
 import zo2
 from benchmarks import mezo, shapes, sharing
 from zo2.config.base import parse_bytes
+from zo2.directions.gpu import available
 from zo2.engine import zerocopy
 from zo2.engine.deferral import MOST
 from zo2.engine.partition import partition
 from zo2.engine.store import PageLock
 from zo2.engine.transfer import CudaLanes, Way
 
-# steps before those that count: by then it is settled how often weights go home, also where some of
-# these steps wait for kernels to be compiled
+# steps before those that count, at least: by then it is settled how often weights go home
 WARM = 2 * MOST
+
+
+def kinds_of_launches() -> int:
+    """How many kernels this process has compiled for the transform of weights, or looked up."""
+    if not available():
+        return 0
+    from zo2.engine.fused import TRANSFORM
+
+    return TRANSFORM.count
 
 
 def used_before() -> int:
@@ -50,10 +59,13 @@ def seconds(run: Any, steps: int, begin: Callable[[], None] = lambda: None) -> d
     """Seconds from one step's loss to the next one's, as a training loop sees them.
 
     The device is not made to finish in between: what is copied beside the next step counts there.
-    ``begin`` is called when the first of the steps that count begins.
+    ``begin`` is called when the first of the steps that count begins: kernels are compiled no more.
     """
-    for _ in range(WARM):
+    done, compiled = [], kinds_of_launches()
+    while len(done) < WARM or any(done[-MOST:]):
         run()
+        before, compiled = compiled, kinds_of_launches()
+        done.append(compiled > before)
     begin()
     times, start = [], time.perf_counter()
     for _ in range(steps):

@@ -583,6 +583,26 @@ def test_captures_that_fail_leave_torch_able_to_free_memory_and_to_capture():
         assert torch.equal(out, torch.full_like(out, 3))
 
 
+def test_a_capture_without_any_memory_to_begin_with_is_an_error():
+    gc.collect()
+    torch.cuda.empty_cache()
+    device = torch.device("cuda", 0)
+    x = torch.ones(1 << 20, device=device)
+    out = torch.empty_like(x)
+    capture = CudaCapture(device)
+    total = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved(device) / total)
+    try:
+        for _ in range(2):
+            with pytest.raises(CaptureError, match="memory"):
+                capture(lambda: torch.add(x, x + 1, out=out))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    gc.collect()  # of the failed captures
+    capture(lambda: torch.add(x, x + 1, out=out))()
+    assert torch.equal(out, torch.full_like(out, 3))
+
+
 def test_blocks_that_ask_for_values_run_as_they_are(replayed, caplog):
     model = wide()
     losses, _ = train(model)

@@ -247,7 +247,7 @@ class BlockGraphs:
             known.replays[addresses] = self._capture(work)
         except CaptureError as error:
             name = type(block.module).__name__
-            logger.warning("Passes through a %s cannot be a CUDA graph (%s).", name, error)
+            logger.warning("Passes through a %s cannot be a CUDA graph (%s).", name, str(error))
             return None
         self._count += 1
         return known.replays[addresses]

@@ -29,6 +29,7 @@ class CudaCapture:
         self._device, self._stream = device, torch.cuda.Stream(device)
         # graphs share it: what one leaves there, no other reads
         self._pool = torch.cuda.graph_pool_handle()
+        self._never_captured = _registered_graph(device)
 
     def __call__(self, work: Callable[[], None]) -> Replay:
         """Capture ``work``.
@@ -67,6 +68,20 @@ class CudaCapture:
             with contextlib.suppress(RuntimeError):  # it was ended
                 end(torch.cuda.current_device(), self._pool)
         self._pool = torch.cuda.graph_pool_handle()
+
+
+def _registered_graph(device: torch.device) -> torch.cuda.CUDAGraph:
+    """An empty graph that knows the device's random numbers.
+
+    While there is none, a capture begins by allocating their state; should there be no memory for
+    it, torch up to 2.11 ends the process when it frees that capture's graph.
+    """
+    graph = torch.cuda.CUDAGraph()
+    if hasattr(graph, "register_generator_state"):
+        with torch.cuda.device(device):
+            torch.empty(1024, dtype=torch.uint8, device=device)  # raises if that has no room
+            graph.register_generator_state(torch.cuda.default_generators[device.index])
+    return graph
 
 
 @contextlib.contextmanager

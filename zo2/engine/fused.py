@@ -38,6 +38,7 @@ PAIRS = 4  # of tiles, for each program; one where that would leave too few prog
 FEW_PROGRAMS = 4096
 ALIGNED = 16  # bytes: where tables and streams of signs begin, so that kernels read several at once
 MASKED = 16  # elements that kernels mask together: they read so far past the end of a weight
+FEWEST = 16  # columns of a table: for each number of them kernels are compiled anew, in seconds
 _NEVER = 1 << 62  # the first program of a segment that is not there
 TRANSFORM = Launcher(kernels.transform, num_warps=WARPS, enable_fp_fusion=False)
 
@@ -288,7 +289,7 @@ def _programs(sizes: Sequence[int], pairs: int) -> int:
 
 def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> torch.Tensor:
     """Columns of numbers, filled up to a power of two by ones that begin at no program."""
-    length = 1 << (len(rows) - 1).bit_length()
+    length = max(1 << (len(rows) - 1).bit_length(), FEWEST)
     filler = (_NEVER,) + (1,) * (len(rows[0]) - 1)
     table = [*rows, *[filler] * (length - len(rows))]
     return torch.tensor(table, dtype=torch.int64).T.contiguous().to(device)

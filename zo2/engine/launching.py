@@ -33,6 +33,11 @@ class Launcher:
         self._kernel, self._options = kernel, options
         self._compiled: dict[Hashable, Any] = {}
 
+    @property
+    def count(self) -> int:
+        """How many kinds of launches there have been; most were compiled, which takes seconds."""
+        return len(self._compiled)
+
     def __call__(
         self, programs: int, arguments: Sequence[Any], constants: Mapping[str, Hashable]
     ) -> None:
@@ -40,11 +45,12 @@ class Launcher:
 
         Args:
             programs: their number.
-            arguments: tensors and integers, in the kernel's order.
+            arguments: tensors (on that device) and integers, in the kernel's order; the first is a
+                tensor.
             constants: its ``tl.constexpr`` arguments, in its order.
         """
         values = tuple(constants.values())
-        alike = torch.cuda.current_device(), values, *[_kind(one) for one in arguments]
+        alike = arguments[0].device, values, *[_kind(one) for one in arguments]
         grid = programs, 1, 1
         compiled = self._compiled.get(alike)
         if compiled is None:  # as ever with Triton's interpreter, which compiles nothing

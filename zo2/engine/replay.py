@@ -133,7 +133,7 @@ class Replays:
             replay = self._captured(lambda: results.append(sweep(own)))
         except CaptureError as error:
             self._engine.pending = pending  # that sweep was not carried out
-            logger.warning("This model's passes cannot be a CUDA graph (%s).", error)
+            logger.warning("This model's passes cannot be a CUDA graph (%s).", str(error))
             return None
         finally:
             self._engine.formation = InFile()

@@ -148,11 +148,13 @@ class BlockGraphs:
             result, self._known[kind] = self._first(block, lockstep, args, kwargs, tensors)
             return result
         known = self._known[kind]
-        replay = None if known is None else self._replay(known, block, (args, kwargs))
-        if known is None or replay is None:
-            self._known[kind] = None
+        if known is None:
             return block.forward(*args, **kwargs)
         torch._foreach_copy_(known.inputs, [_core(tensor) for tensor in tensors])
+        replay = self._replay(known, block, (args, kwargs))
+        if replay is None:
+            self._known[kind] = None
+            return block.forward(*args, **kwargs)
         replay()
         return _put_together(known.result, iter([place.clone() for place in known.outputs]))
 

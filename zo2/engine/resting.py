@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from zo2.engine.eager import never_compiled
 from zo2.engine.record import reads_values
 
 
@@ -50,9 +51,8 @@ class Marks:
     def __init__(self, parameters: Iterable[nn.Parameter], settle: Callable[[], None]) -> None:
         self._parameters = [one for one in parameters if type(one) is nn.Parameter]
         # a class of its own says what settles: a GPU waits while each parameter is marked
-        self._kind: type[nn.Parameter] = type(
-            RestingParameter.__name__, (RestingParameter,), {"settle": staticmethod(settle)}
-        )
+        does = {"settle": staticmethod(never_compiled(settle))}
+        self._kind: type[nn.Parameter] = type(RestingParameter.__name__, (RestingParameter,), does)
         self._set = False
 
     def set(self) -> None:

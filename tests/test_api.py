@@ -469,6 +469,27 @@ def test_deepcopy_is_ordinary_and_independent():
     assert torch.isfinite(other(**one).loss)
 
 
+def test_copies_of_parts_are_ordinary():
+    model = prepared(tiny("llama"), lr=1e-2)
+    one = batch(model)
+    model(**one)
+    layer = copy.deepcopy(model.model.layers[0])
+    assert {type(weight) for weight in layer.parameters()} == {torch.nn.Parameter}
+    kept = layer.mlp.up_proj.weight.clone()
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, kept)
+    model(**one)
+    assert torch.equal(layer.mlp.up_proj.weight, kept)
+    assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, kept)
+
+
+def test_weights_of_two_models_that_lack_updates_are_compared_as_they_are():
+    models = [prepared(tiny("llama"), lr=1e-2) for _ in range(2)]
+    for model in models:
+        model(**batch(model))
+    one, other = (model.lm_head.weight for model in models)
+    assert torch.equal(one, other)
+
+
 # -- mistakes ---------------------------------------------------------------------------------
 
 

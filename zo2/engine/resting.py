@@ -29,6 +29,12 @@ class RestingParameter(nn.Parameter):
                 kind.settle()
         return super().__torch_function__(func, types, args, kwargs or {})
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        """An ordinary parameter, as this one is from then on."""
+        type(self).settle()
+        copied: nn.Parameter = nn.Parameter.__deepcopy__(self, memo)
+        return copied
+
 
 def _find_resting(values: Iterable[Any]) -> list[type[RestingParameter]]:
     found: list[type[RestingParameter]] = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 import zo2
 from tests.oracle import direction, naive_mezo, perturbed_loss
@@ -207,11 +209,32 @@ def test_what_a_pass_keeps_on_modules_is_its_own(how):
         assert trained.zo_step(batches, alone).item() == loss(child_seed(SEED, step), one)
     assert _attributes(trained) == before
     assert [dict(m._buffers) for m in trained.modules()] == buffers
-    assert nn.Module.__setattr__ is _SETATTR
-    assert nn.Module.__delattr__ is _DELATTR
 
 
-_SETATTR, _DELATTR = nn.Module.__setattr__, nn.Module.__delattr__
+def test_classes_are_changed_once_and_left_as_they_were():
+    """To change a class makes every later use of its attributes slower."""
+
+    def own():
+        kinds, names = (Keeping, nn.Linear, nn.Module), ("__setattr__", "__delattr__")
+        found = [vars(kind).get(name) for kind in kinds for name in names]
+        return [*found, vars(RemovableHandle)["__init__"]]
+
+    gc.collect()  # of other tests' models
+    before, one = own(), {"x": torch.randn(2, 8)}
+    models = [prepared(Keeping("attribute"))[0] for _ in range(2)]
+    for model in models:
+        model.zo_step([one])
+    during = own()
+    for model in models:
+        model.zo_step([one])
+    assert own() == during != before
+    zo2.release(models[0])
+    models[1].zo_step([one])
+    assert own() == during
+    del model
+    models.clear()
+    gc.collect()
+    assert own() == before
 
 
 def test_an_evaluation_leaves_on_modules_what_its_last_forward_left():

@@ -26,6 +26,7 @@ from zo2.engine.deferral import Deferral
 from zo2.engine.devicememory import Usage, out_of_memory_explained
 from zo2.engine.eager import compiling_nothing, never_compiled
 from zo2.engine.lockstep import Lockstep, Pass
+from zo2.engine.modulestate import WatchedClasses
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
 from zo2.engine.placement import Placement, Plan
@@ -85,6 +86,8 @@ class Engine:
         self._recorded: set[Hashable] = set()  # the forms of call that were recorded
         self._corrections = Corrections()
         self._handles: list[Any] = []
+        self._classes = WatchedClasses()
+        weakref.finalize(self, self._classes.close)
         self._usage = Usage(device)
         bounded = placement.budget is not None
         self._measured = self._usage.measured if bounded else contextlib.nullcontext
@@ -227,6 +230,7 @@ class Engine:
         """Leave model and device as they were; the weights stay where they rest."""
         self.settle()
         self.remove_hooks()
+        self._classes.close()
         if self._placement.budget is not None:
             self._usage.limit(None)
 
@@ -420,7 +424,8 @@ class Engine:
         for unit in self.units:
             self.store.hide(unit)
         held = self._hold(passes)
-        with Lockstep(passes, self.model, keep) as lockstep, contextlib.ExitStack() as stack:
+        lockstep = Lockstep(passes, self.model, self._classes, keep)
+        with lockstep, contextlib.ExitStack() as stack:
             self._lockstep = lockstep
             if self._graphs and not keep and self._recorder is None:
                 stack.enter_context(self._graphs.standing_in(self._blocks, lockstep))

@@ -15,7 +15,7 @@ import torch
 from greenlet import GreenletExit, greenlet
 from torch import nn
 
-from zo2.engine.modulestate import ModuleState, Written
+from zo2.engine.modulestate import ModuleState, WatchedClasses, Written
 from zo2.engine.partition import Unit
 from zo2.engine.threadstate import Switcher, capture
 from zo2.methods import Perturbation
@@ -73,13 +73,16 @@ class Lockstep:
     Args:
         passes: what runs.
         model: the module that they call.
+        classes: what watches its modules' classes.
         keep: whether the passes' attributes on the model's modules outlast the sweep.
     """
 
-    def __init__(self, passes: Sequence[Pass], model: nn.Module, keep: bool = False) -> None:
+    def __init__(
+        self, passes: Sequence[Pass], model: nn.Module, classes: WatchedClasses, keep: bool
+    ) -> None:
         self.passes = passes
         self.current: Pass | None = None
-        self._modules = ModuleState(model, keep)
+        self._modules = ModuleState(model, classes, keep)
 
     def __enter__(self) -> Lockstep:
         self._switcher = Switcher().__enter__()

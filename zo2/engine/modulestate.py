@@ -9,6 +9,7 @@ pass sets is exchanged whenever control moves on: each pass sees what it would s
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Set
 from typing import Any
 
@@ -21,61 +22,66 @@ _Key = tuple[int, Any]  # identity of a dictionary, and a key within it
 Written = dict[_Key, Any]
 
 
+class WatchedClasses:
+    """Classes whose objects tell the sweeps that run what is set on them; until `close`.
+
+    They stay watched between sweeps. Whenever a class is changed, Python forgets what it knows of
+    its attributes; and after a thousand times (in Python 3.13) it looks them up slowly for ever.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: set[type] = set()
+
+    def add(self, kinds: Set[type]) -> None:
+        """Watch modules of these classes: the model's own classes, not `nn.Module`, since to change
+        a class takes the longer the more classes are derived from it. Hooks are watched, too.
+        """
+        for kind in kinds - self._kinds:
+            if not _watchers[kind]:
+                _changes[kind] = _watch(kind)
+            _watchers[kind] += 1
+        self._kinds |= kinds
+
+    def close(self) -> None:
+        """Leave the classes as they were, apart from those that others watch."""
+        while self._kinds:
+            kind = self._kinds.pop()
+            _watchers[kind] -= 1
+            if not _watchers[kind]:
+                del _watchers[kind]
+                _changes.pop(kind).close()
+
+
 class ModuleState:
     """Watches what is set on a model's modules; a context manager.
 
     Args:
         model: the model whose modules are watched.
+        classes: what watches their classes.
         keep: leave the modules as the last finished pass left them, as calls one after another
             would; otherwise they end as they began.
     """
 
-    def __init__(self, model: nn.Module, keep: bool) -> None:
+    def __init__(self, model: nn.Module, classes: WatchedClasses, keep: bool) -> None:
         self.watching = False  # whether a pass runs now
-        self._model, self._keep = model, keep
+        self._model, self._classes, self._keep = model, classes, keep
         self._modules: set[nn.Module] = set()
         self._before: dict[_Key, tuple[dict[Any, Any], Any]] = {}  # where, and the first value
         self._last: Written = {}  # what the pass that finished last has written
 
     def __enter__(self) -> ModuleState:
         self._modules = modules_of(self._model)
-        self._patched = contextlib.ExitStack()
-        for kind in {type(module) for module in self._modules}:
-            self._watch(kind)
-        add_hook = RemovableHandle.__init__
-
-        def noting_add(handle: RemovableHandle, hooks: Any, *, extra_dict: Any = None) -> None:
-            add_hook(handle, hooks, extra_dict=extra_dict)
-            extra = extra_dict if isinstance(extra_dict, list) else [extra_dict]
-            self._note((hooks, *(one for one in extra if one is not None)), handle.id)
-
-        _replace(self._patched, RemovableHandle, "__init__", noting_add)
+        self._classes.add({type(module) for module in self._modules} | {RemovableHandle})
         self._handle = register_module_buffer_registration_hook(
-            lambda module, name, buffer: self._note_attribute(module, name)
+            lambda module, name, buffer: self.note_attribute(module, name)
         )
+        _states.append(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        _states.remove(self)
         self._handle.remove()
-        self._patched.close()
         self.enter(self._last if self._keep else {})
-
-    def _watch(self, kind: type[nn.Module]) -> None:
-        """Notice attributes of modules of one class: the model's own classes, not `nn.Module`,
-        since to change a class takes the longer the more classes are derived from it.
-        """
-        set_attribute, delete_attribute = _first(kind, "__setattr__"), _first(kind, "__delattr__")
-
-        def noting_set(module: nn.Module, name: str, value: Any) -> None:
-            self._note_attribute(module, name)
-            set_attribute(module, name, value)
-
-        def noting_delete(module: nn.Module, name: str) -> None:
-            self._note_attribute(module, name)
-            delete_attribute(module, name)
-
-        _replace(self._patched, kind, "__setattr__", noting_set)
-        _replace(self._patched, kind, "__delattr__", noting_delete)
 
     def enter(self, written: Written) -> None:
         """Give the modules what a pass wrote, and for the rest what they began with."""
@@ -97,12 +103,13 @@ class ModuleState:
         """Whether a pass has set anything in dictionaries of these identities."""
         return any(place in places for place, _ in self._before)
 
-    def _note_attribute(self, module: nn.Module, name: str) -> None:
+    def note_attribute(self, module: nn.Module, name: str) -> None:
+        """Before a module's attribute is set or deleted."""
         if self.watching and module in self._modules:
             places = (module.__dict__, module._buffers, module._parameters, module._modules)
-            self._note(places, name)
+            self.note(places, name)
 
-    def _note(self, places: Iterable[dict[Any, Any]], name: Any) -> None:
+    def note(self, places: Iterable[dict[Any, Any]], name: Any) -> None:
         """Before ``name`` is set in one of ``places``."""
         if self.watching:
             for place in places:
@@ -121,7 +128,41 @@ def modules_of(model: nn.Module) -> set[nn.Module]:
     return found
 
 
+_states: list[ModuleState] = []  # of the sweeps that run: one within another's pass comes last
+_watchers: Counter[type] = Counter()
+_changes: dict[type, contextlib.ExitStack] = {}  # what undoes them
 _WRAPPER = "_zo_replaces"
+
+
+def _watch(kind: type) -> contextlib.ExitStack:
+    """Let objects of a class tell the sweeps what is set on them, until the result is closed."""
+    stack = contextlib.ExitStack()
+    if kind is RemovableHandle:
+        _replace(stack, kind, "__init__", _noting_hooks(_first(kind, "__init__")))
+    else:
+        for name in ("__setattr__", "__delattr__"):
+            _replace(stack, kind, name, _noting_attributes(_first(kind, name)))
+    return stack
+
+
+def _noting_attributes(change: Any) -> Any:
+    def noting(module: nn.Module, name: str, *value: Any) -> None:
+        for state in _states:
+            state.note_attribute(module, name)
+        change(module, name, *value)
+
+    return noting
+
+
+def _noting_hooks(add: Any) -> Any:
+    def noting(handle: RemovableHandle, hooks: Any, *, extra_dict: Any = None) -> None:
+        add(handle, hooks, extra_dict=extra_dict)
+        extra = extra_dict if isinstance(extra_dict, list) else [extra_dict]
+        places = [hooks, *(one for one in extra if one is not None)]
+        for state in _states:
+            state.note(places, handle.id)
+
+    return noting
 
 
 def _first(kind: type, name: str) -> Any:
@@ -133,10 +174,16 @@ def _first(kind: type, name: str) -> Any:
 
 
 def _replace(stack: contextlib.ExitStack, kind: type, name: str, value: Any) -> None:
-    """Set a class's attribute until ``stack`` closes."""
+    """Set a class's attribute until ``stack`` closes, or somebody else replaces it."""
     setattr(value, _WRAPPER, _first(kind, name))
-    if name in vars(kind):
-        stack.callback(setattr, kind, name, vars(kind)[name])
-    else:
-        stack.callback(delattr, kind, name)
+    before = vars(kind).get(name, _ABSENT)
+
+    def undo() -> None:
+        if vars(kind).get(name) is value:
+            if before is _ABSENT:
+                delattr(kind, name)
+            else:
+                setattr(kind, name, before)
+
+    stack.callback(undo)
     setattr(kind, name, value)

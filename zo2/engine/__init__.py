@@ -1,15 +1,19 @@
 """Lockstep passes over one sweep of the weights.
 
+engine       the sweep that ties the others together
 partition    which parameters form a unit, and where a unit is entered
+record       the first pass: execution order, and weights read outside their unit
 placement    which units stay on the working device, and what moves in one copy
+devicememory what the device's memory is used for beside weights
 store        each unit's weights as one flat host buffer
+resting      reading a parameter between steps applies what is pending
 transfer     bringing units to the working device and back
+zerocopy     losses, batches and seeds, past the copies of weights
 updates      what a step decides; pending: which units lack which; deferral: which go home when
 weights      base + pending updates + perturbation, in the precision of the weights
+fused        that as one kernel for each unit (kernels), launched without delay (launching)
 lockstep     passes as coroutines that change places at unit entries
-record       the first pass: execution order, and weights read outside their unit
-engine       the sweep that ties these together
+modulestate  what a pass leaves on modules stays with it; threadstate: and what it leaves in torch
 eager        what torch.compile leaves alone
-zerocopy     losses, batches and seeds, past the copies of weights
-abreast      passes side by side on a GPU; replay: whole sweeps as CUDA graphs
+capturing    CUDA graphs; replay: of whole sweeps, whose passes go abreast; blockgraphs: of blocks
 """

@@ -61,11 +61,10 @@ def seconds(run: Any, steps: int, begin: Callable[[], None] = lambda: None) -> d
     The device is not made to finish in between: what is copied beside the next step counts there.
     ``begin`` is called when the first of the steps that count begins: kernels are compiled no more.
     """
-    done, compiled = [], kinds_of_launches()
-    while len(done) < WARM or any(done[-MOST:]):
+    kinds = [kinds_of_launches()]
+    while len(kinds) <= WARM or kinds[-1] > kinds[-1 - MOST]:
         run()
-        before, compiled = compiled, kinds_of_launches()
-        done.append(compiled > before)
+        kinds.append(kinds_of_launches())
     begin()
     times, start = [], time.perf_counter()
     for _ in range(steps):
@@ -170,7 +169,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     losses = [float(model.zo_step(micro))]
     first = time.perf_counter() - first
     found = []
-    home, reads = _watch_ways_home(), _watch_reads()
+    home, waits = _watch_ways_home(), _watch_reads()
     for budget in budgets:
         engine = model._zo.engine
         if budget != budgets[0]:
@@ -180,7 +179,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             | {
                 "budget": budget,
                 "home": sum(home) / options.steps,
-                "reading": statistics.median(reads[-options.steps :]),
+                "reading": statistics.median(waits[-options.steps :]),
                 "streamed": sum(
                     engine.store.layouts[unit].nbytes
                     for unit in engine.units

@@ -209,6 +209,11 @@ def test_what_a_pass_keeps_on_modules_is_its_own(how):
         assert trained.zo_step(batches, alone).item() == loss(child_seed(SEED, step), one)
     assert _attributes(trained) == before
     assert [dict(m._buffers) for m in trained.modules()] == buffers
+    assert nn.Module.__setattr__ is _SETATTR
+    assert nn.Module.__delattr__ is _DELATTR
+
+
+_SETATTR, _DELATTR = nn.Module.__setattr__, nn.Module.__delattr__
 
 
 def test_classes_are_changed_once_and_left_as_they_were():

@@ -115,8 +115,7 @@ class Engine:
             self.device,
             self._progress,
         )
-        weights = chain.from_iterable(unit.weights for unit in self.units)
-        self._marks = Marks((weight.parameter for weight in weights), self.settle)
+        self._marks = Marks(self.store.parameters, self.settle)
         self._set_order(self.units)
         self._never_run: list[Unit] = []
         trained = [unit for unit in self.units if self.store.layouts[unit].trained]

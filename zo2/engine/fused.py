@@ -20,7 +20,7 @@ from zo2.directions.rademacher import Rademacher
 from zo2.directions.rank1 import Rank1
 from zo2.directions.words import LANES, SIGN_BLOCK, TILE, Purpose
 from zo2.engine import kernels
-from zo2.engine.launching import Launcher
+from zo2.engine.launching import ALIGNED, Launcher
 from zo2.engine.partition import Weight
 from zo2.engine.store import Layout
 from zo2.engine.updates import Round, compose
@@ -36,7 +36,6 @@ FAMILIES = {
 WARPS = 2  # so that a thread has four lanes of a tile: eight bytes of each plane
 PAIRS = 4  # of tiles, for each program; one where that would leave too few programs for a GPU
 FEW_PROGRAMS = 4096
-ALIGNED = 16  # bytes: where tables and streams of signs begin, so that kernels read several at once
 MASKED = 16  # elements that kernels mask together: they read so far past the end of a weight
 FEWEST = 16  # columns of a table: for each number of them kernels are compiled anew, in seconds
 _NEVER = 1 << 62  # the first program of a segment that is not there

@@ -14,7 +14,9 @@ import torch
 import triton
 from packaging.version import Version
 
-ALIGNED = 16  # bytes: kernels are compiled for memory that begins at a multiple, or at any place
+# bytes: kernels are compiled for memory that begins at a multiple, where they read several elements
+# at once, or at any place
+ALIGNED = 16
 LARGEST = 2**31 - 1  # numbers beyond are of another type
 # From this version on, a compiled kernel is told the constants, too, and passes them over.
 TAKES_CONSTANTS = Version(triton.__version__).release >= (3, 3)

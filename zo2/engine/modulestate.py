@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 from torch import nn
@@ -138,10 +138,10 @@ def _watch(kind: type) -> contextlib.ExitStack:
     """Let objects of a class tell the sweeps what is set on them, until the result is closed."""
     stack = contextlib.ExitStack()
     if kind is RemovableHandle:
-        _replace(stack, kind, "__init__", _noting_hooks(_first(kind, "__init__")))
+        _replace(stack, kind, "__init__", _noting_hooks)
     else:
         for name in ("__setattr__", "__delattr__"):
-            _replace(stack, kind, name, _noting_attributes(_first(kind, name)))
+            _replace(stack, kind, name, _noting_attributes)
     return stack
 
 
@@ -173,9 +173,15 @@ def _first(kind: type, name: str) -> Any:
     return found
 
 
-def _replace(stack: contextlib.ExitStack, kind: type, name: str, value: Any) -> None:
-    """Set a class's attribute until ``stack`` closes, or somebody else replaces it."""
-    setattr(value, _WRAPPER, _first(kind, name))
+def _replace(
+    stack: contextlib.ExitStack, kind: type, name: str, noting: Callable[[Any], Any]
+) -> None:
+    """Let ``noting`` of a class's function stand in for it until ``stack`` closes, or somebody else
+    replaces it.
+    """
+    first = _first(kind, name)
+    value = noting(first)
+    setattr(value, _WRAPPER, first)
     before = vars(kind).get(name, _ABSENT)
 
     def undo() -> None:

@@ -91,6 +91,9 @@ class Store:
         device: the working device; what is streamed rests in host memory instead.
         progress: told the bytes of the weights of every parcel that has been taken in.
 
+    Attributes:
+        parameters: of all units.
+
     Raises:
         HostMemoryError: there is not enough host memory, or it could not be page-locked. The
             model keeps its weights.
@@ -108,7 +111,7 @@ class Store:
         self.resting: dict[Unit, Resting] = {}
         self.flats: dict[Unit, torch.Tensor] = {}
         self.views: dict[Unit, list[torch.Tensor]] = {}
-        self._parameters = [weight.parameter for unit in units for weight in unit.weights]
+        self.parameters = [weight.parameter for unit in units for weight in unit.weights]
         for together, streamed in parcels:
             self._adopt(together, streamed)
             _return_freed_memory()
@@ -186,11 +189,13 @@ class Store:
         return self._look() == self._where
 
     def _look(self) -> tuple[list[int], list[torch.dtype], list[bool]]:
-        """Where the parameters' data are, in which precision, and whether they are trained."""
+        """Where the parameters' data are, in which precision, and whether they are trained; a GPU
+        waits for it, hence by `map`.
+        """
         return (
-            [*map(torch.Tensor.data_ptr, self._parameters)],
-            [*map(_dtype, self._parameters)],
-            [*map(_requires_grad, self._parameters)],
+            [*map(torch.Tensor.data_ptr, self.parameters)],
+            [*map(_dtype, self.parameters)],
+            [*map(_requires_grad, self.parameters)],
         )
 
 

@@ -29,7 +29,7 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedClasses
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
-from zo2.engine.placement import Placement, Plan
+from zo2.engine.placement import Placement, Plan, tiny_ones
 from zo2.engine.record import Recorder
 from zo2.engine.resting import Marks
 from zo2.engine.store import Store
@@ -116,8 +116,8 @@ class Engine:
             self._progress,
         )
         self._marks = Marks(self.store.parameters, self.settle)
-        self._set_order(self.units)
         self._never_run: list[Unit] = []
+        self._set_order(self.units)
         trained = [unit for unit in self.units if self.store.layouts[unit].trained]
         self.pending = Pending.of(trained, self.pending.open)
         self._returns_weights: set[Unit] = set()
@@ -244,6 +244,7 @@ class Engine:
         """
         self._order = list(order)
         self._position = {unit: index for index, unit in enumerate(self._order)}
+        self._tiny = tiny_ones(self.units) - set(self._never_run)
 
     def rebuild(self) -> None:
         """Take the weights in again after somebody moved or converted the parameters."""
@@ -261,8 +262,9 @@ class Engine:
             if unit not in one.inside:
                 if self._recorder is not None:
                     self._recorder.entered(unit)
-                self.before_pause()
-                one.pause(unit)
+                if unit not in one.bound:
+                    self.before_pause()
+                    one.pause(unit)
             one.inside.append(unit)
 
         return hook
@@ -276,6 +278,7 @@ class Engine:
             one.inside.remove(unit)
             if unit in one.inside:
                 return None
+            one.bound.discard(unit)
             if self._recorder is not None and self._shares_storage(unit, output):
                 self._returns_weights.add(unit)
             self.store.hide(unit)
@@ -387,7 +390,7 @@ class Engine:
         def supply(unit: Unit) -> None:
             self.store.bind(unit, [view.to(self.device) for view in self.store.views[unit]])
 
-        recorder = Recorder(self.model, self.units, supply)
+        recorder = Recorder(self.model, self.units, self._corrections, supply)
 
         def recorded() -> Any:
             handles = recorder.watch_modules()
@@ -453,28 +456,78 @@ class Engine:
         nbytes = self.store.layouts[unit].nbytes
         fit = self._scratch.numel() // nbytes if nbytes else 1
         at_once = max(1, min(fit, len(groups)))
-        copies = [self._scratch[i * nbytes : (i + 1) * nbytes] for i in range(at_once)]
+        copies = _parts(self._scratch, at_once, nbytes)
+        bound: list[_Bound] = []
         try:
             for first in range(0, len(groups), at_once):
                 batch = groups[first : first + at_once]
-                weights = self._transform(unit, base, [p for p, _ in batch], copies)
+                perturbations = [perturbation for perturbation, _ in batch]
+                weights = self._transform(unit, base, perturbations, copies)
                 if batch[-1] is groups[-1] and self._is_copied(unit, base, weights):
                     transfer.release(unit)  # what comes next need not wait for these passes
                     acquired = False
-                self._fetch_ahead(unit)
+                room = self._scratch[at_once * nbytes :]
+                together = len(batch) == len(groups) and not acquired
+                along = self._take_along(unit, perturbations, room, together)
+                bound = [(unit, base, weights), *along]
+                self._fetch_ahead(bound[-1][0])
                 if first == 0:
                     outside = unit.block is None
                     self._write_ahead(self._stream.borrow if outside else self._stream.acquire)
                 with self.formation.fork():
-                    for (_, group), flat in zip(batch, weights, strict=True):
-                        tensors = self._tensors(unit, base, flat)
+                    for index, (_, group) in enumerate(batch):
+                        tensors = [
+                            (one, self._tensors(one, stored, flats[index]))
+                            for one, stored, flats in bound
+                        ]
                         for one in group:
-                            self.store.bind(unit, tensors)
+                            for each, views in tensors:
+                                self.store.bind(each, views)
+                            one.bound = {each for each, _ in tensors}
                             self._resume(one, held)
         finally:
-            self.store.hide(unit)
+            for each, _, _ in bound:
+                self.store.hide(each)
             if acquired:
                 transfer.release(unit)
+
+    def _take_along(
+        self, unit: Unit, perturbations: Sequence[Perturbation], room: torch.Tensor, together: bool
+    ) -> list[_Bound]:
+        """What passes enter after ``unit`` without another stop, each of which takes Python time.
+
+        These are tiny units, which rest on the device, and what of the same block has arrived: its
+        buffers are free again, once there are perturbed copies.
+
+        Args:
+            unit: where passes wait.
+            perturbations: of the passes that go on now.
+            room: for copies.
+            together: whether these are all passes that wait, and they use copies of all weights.
+        """
+        found: list[_Bound] = []
+        if self._recorder is not None:  # the order is not known yet
+            return found
+        count = len(perturbations)
+        for one in islice(self._order, self._position[unit] + 1, None):
+            layout, transfer = self.store.layouts[one], self._transfer[one]
+            arrived = (
+                together
+                and one.block == unit.block
+                and layout.trained == layout.nbytes
+                and transfer is self._stream
+                and transfer.has_arrived(one)
+            )
+            if not (one in self._tiny or arrived) or count * layout.nbytes > room.numel():
+                break
+            base = transfer.acquire(one)
+            try:
+                copies = _parts(room, count, layout.nbytes)
+                found.append((one, base, self._transform(one, base, perturbations, copies)))
+            finally:
+                transfer.release(one)
+            room = room[count * layout.nbytes :]
+        return found
 
     def _is_copied(self, unit: Unit, base: torch.Tensor, flats: Sequence[torch.Tensor]) -> bool:
         """Whether passes through ``unit`` with its weights in ``flats`` use nothing of ``base``."""
@@ -690,4 +743,10 @@ def _perturbs(jobs: Sequence[tuple[Perturbation, Body]]) -> bool:
     return any(perturbation.scale for perturbation, _ in jobs)
 
 
+def _parts(buffer: torch.Tensor, count: int, nbytes: int) -> list[torch.Tensor]:
+    """The first ``count`` times ``nbytes`` of a buffer."""
+    return [buffer[i * nbytes : (i + 1) * nbytes] for i in range(count)]
+
+
+_Bound = tuple[Unit, torch.Tensor, list[torch.Tensor]]  # its weights as stored, and as perturbed
 _Held = dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]]

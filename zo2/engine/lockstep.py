@@ -30,6 +30,8 @@ class Pass:
         perturbation: what the pass's weights are.
         at: the unit the pass waits to enter; ``None`` before its first and after its last.
         pauses: how often it has waited.
+        inside: the units whose modules are running now.
+        bound: units whose weights it has, and that it may enter without waiting.
         result: what ``body`` returned, once `done`.
     """
 
@@ -38,7 +40,8 @@ class Pass:
         self.at: Unit | None = None
         self.pauses = 0
         self.result: Any = None
-        self.inside: list[Unit] = []  # the units whose modules are running now
+        self.inside: list[Unit] = []
+        self.bound: set[Unit] = set()
         self._body = body
         self._greenlet = greenlet(self._run)
         self._greenlet.gr_context = contextvars.copy_context()

@@ -7,6 +7,7 @@ only while one of the unit's modules runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -79,13 +80,22 @@ class _Home:
 
 @dataclass(frozen=True)
 class Corrections:
-    """What recording a pass found: modules that must be whole units, weights to hold."""
+    """What recording a pass found.
+
+    Attributes:
+        whole: modules that must not be divided: they read weights of what lies below them.
+        divided: modules that must be divided: what lies below them is called without them.
+        held: weights to hold.
+    """
 
     whole: frozenset[str] = frozenset()
+    divided: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
 
     def __or__(self, other: Corrections) -> Corrections:
-        return Corrections(self.whole | other.whole, self.held | other.held)
+        return Corrections(
+            self.whole | other.whole, self.divided | other.divided, self.held | other.held
+        )
 
 
 def partition(model: nn.Module, size: str, corrections: Corrections | None = None) -> list[Unit]:
@@ -94,17 +104,29 @@ def partition(model: nn.Module, size: str, corrections: Corrections | None = Non
     Args:
         model: any module; decoder blocks are the elements of its outermost module lists.
         size: ``"block"``: each decoder block, and each subtree outside the blocks, is a unit;
-            ``"leaf"``: each of these is split into the smallest modules that own parameters.
+            ``"leaf"``: each of these is divided into modules that are no larger than the largest
+            of those within blocks that cannot be divided.
         corrections: what an earlier recording of a pass found.
     """
     corrections = corrections or Corrections()
     weights = _weights(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     blocks = _outer_blocks(model)
-    homes: dict[str, _Home] = {}
-    for root, block in _roots(model, blocks):
-        for name in _split(modules, root, size, corrections.whole):
-            homes[name] = _Home(root, block)
+    roots = list(_roots(model, blocks))
+    limit = math.inf
+    if size == "leaf":
+        leaves = [
+            leaf
+            for root, block in roots
+            if block is not None or not blocks
+            for leaf in _split(modules, root, 0, corrections)
+        ]
+        limit = max((_nbytes(modules[leaf]) for leaf in leaves), default=0)
+    homes = {
+        name: _Home(root, block)
+        for root, block in roots
+        for name in _split(modules, root, limit, corrections)
+    }
     return _units(modules, weights, homes, corrections.held)
 
 
@@ -177,18 +199,33 @@ def _roots(model: nn.Module, blocks: dict[str, int]) -> Iterator[tuple[str, int 
     yield from visit(model, "")
 
 
+def is_divisible(module: nn.Module) -> bool:
+    """Whether all of a module's weights lie in modules below it."""
+    return _owns_parameters(module) and next(module.parameters(recurse=False), None) is None
+
+
 def _split(
-    modules: dict[str, nn.Module], root: str, size: str, whole: frozenset[str]
+    modules: dict[str, nn.Module], root: str, limit: float, corrections: Corrections
 ) -> Iterator[str]:
-    """Names of the units' modules within the subtree ``root``."""
+    """Names of the units' modules within the subtree ``root``, of up to ``limit`` bytes each where
+    they can be divided.
+    """
     module = modules[root]
-    direct = next(module.parameters(recurse=False), None) is not None
-    children = [name for name, child in module.named_children() if _owns_parameters(child)]
-    if size == "block" or direct or root in whole or not children:
+    small = (
+        _nbytes(module) <= limit
+        and root not in corrections.divided
+        and not isinstance(module, (nn.ModuleDict, nn.ModuleList))  # which are never called
+    )
+    if small or root in corrections.whole or not is_divisible(module):
         yield root
         return
-    for child in children:
-        yield from _split(modules, f"{root}.{child}", size, whole)
+    for name, child in module.named_children():
+        if _owns_parameters(child):
+            yield from _split(modules, f"{root}.{name}", limit, corrections)
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(one.numel() * one.element_size() for one in module.parameters())
 
 
 def _units(

@@ -28,7 +28,7 @@ IN_FLIGHT = 800_000_000
 # should just cover what a fast host takes.
 IN_FLIGHT_WITHIN_BUDGET = 450_000_000
 FEWEST, MOST = 3, 8  # buffers
-TINY = 1 / 128  # a unit so much smaller than the largest is not worth a copy of its own
+TINY = 1 / 128  # of the largest unit of the blocks
 
 
 @dataclass(frozen=True)
@@ -185,12 +185,12 @@ class Placement:
                 f"offloading_blocks names block {unknown[0]}, but the model has {count} blocks, "
                 f"0 to {count - 1}."
             )
-        largest = max((_nbytes(unit) for unit in units if unit.block is not None), default=0)
+        tiny = tiny_ones(units)
         return {
             unit
             for unit in units
             if not unit.held
-            and _nbytes(unit) >= TINY * largest
+            and unit not in tiny
             and (
                 outside if unit.block is None else self.blocks is None or unit.block in self.blocks
             )
@@ -209,14 +209,22 @@ def unit_sizes_to_try(model: nn.Module, placement: Placement) -> list[str]:
     return ["leaf"] if max(blocks, default=0) > SMALL_BLOCK else ["block", "leaf"]
 
 
+def tiny_ones(units: Sequence[Unit]) -> set[Unit]:
+    """Units, such as norms, that are worth neither a copy nor a stop of their own."""
+    largest = max((_nbytes(unit) for unit in units if unit.block is not None), default=0)
+    return {unit for unit in units if not unit.held and _nbytes(unit) < TINY * largest}
+
+
 def perturbed_size(units: Sequence[Unit], copies: int) -> int:
     """Bytes of the buffer for perturbed copies.
 
-    It holds the largest unit, and as many ``copies`` of any unit of the blocks: with two, one
-    generation of z serves the passes on both sides.
+    It holds the largest unit, and as many ``copies`` of any unit of the blocks, with a tiny one
+    beside it: with two, one generation of z serves the passes on both sides.
     """
     one = max((_nbytes(unit) for unit in units if not unit.held), default=0)
-    return max(one, copies * max((_nbytes(u) for u in units if u.block is not None), default=0))
+    largest = max((_nbytes(unit) for unit in units if unit.block is not None), default=0)
+    tiny = max(map(_nbytes, tiny_ones(units)), default=0)
+    return max(one, copies * (largest + tiny))
 
 
 def _keep(parcels: Sequence[Parcel], room: int) -> list[Parcel]:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from zo2.engine.partition import Corrections, Unit
+from zo2.engine.partition import Corrections, Unit, is_divisible
 from zo2.errors import ModelError
 
 # What may be asked of a weight without reading its values.
@@ -71,6 +71,7 @@ class Recorder(TorchFunctionMode):
     Args:
         model: the model whose forward is recorded.
         units: its present partition.
+        known: what earlier recordings found.
         supply: gives a unit's true weights when one is read where it should not be.
 
     Attributes:
@@ -79,23 +80,30 @@ class Recorder(TorchFunctionMode):
     """
 
     def __init__(
-        self, model: nn.Module, units: Sequence[Unit], supply: Callable[[Unit], None]
+        self,
+        model: nn.Module,
+        units: Sequence[Unit],
+        known: Corrections,
+        supply: Callable[[Unit], None],
     ) -> None:
         super().__init__()
         self.order: list[Unit] = []
-        self._units = units
-        self._supply = supply
+        self._known, self._supply = known, supply
         self._home = {
             id(weight.parameter): (unit, weight) for unit in units for weight in unit.weights
         }
         self._names = {module: name for name, module in model.named_modules()}
         self._running: list[nn.Module] = []
         self._whole: set[str] = set()
+        self._divided: set[str] = set()
         self._held: set[str] = set()
 
     @property
     def corrections(self) -> Corrections:
-        return Corrections(frozenset(self._whole), frozenset(self._held))
+        # what a whole module holds need not be held: should it be read outside, that will be seen
+        below = tuple(f"{name}." for name in self._whole)
+        held = (name for name in self._held if not name.startswith(below))
+        return Corrections(frozenset(self._whole), frozenset(self._divided), frozenset(held))
 
     def entered(self, unit: Unit) -> None:
         if unit not in self.order:
@@ -140,9 +148,14 @@ class Recorder(TorchFunctionMode):
             ancestor = self._ancestor(weight.name, unit)
             if ancestor and unit.name.startswith(f"{ancestor}."):
                 self._whole.add(ancestor)
+            elif ancestor and self._can_divide(unit):
+                self._divided.add(unit.name)
             else:
                 self._held.add(weight.name)
             self._supply(unit)
+
+    def _can_divide(self, unit: Unit) -> bool:
+        return is_divisible(unit.modules[0]) and unit.name not in self._known.whole
 
     def _ancestor(self, weight: str, unit: Unit) -> str | None:
         """The innermost running module that holds the weight, if it lies within its root."""

@@ -45,7 +45,7 @@ class Transfer(Protocol):
         ...
 
     def has_arrived(self, unit: Unit) -> bool:
-        """Whether acquiring a unit that was fetched ahead would wait for nothing."""
+        """Whether a unit that the sweep is yet to reach is on the device, ready for use."""
         ...
 
     def borrow(self, unit: Unit) -> torch.Tensor:
@@ -327,7 +327,8 @@ class Slots:
         return [tuple(slot.to_come) for slot in ahead]
 
     def has_arrived(self, unit: Unit) -> bool:
-        return self._lanes.has_happened(self._holding[self._store.resting[unit]].ready)
+        slot = self._holding.get(self._store.resting[unit])
+        return bool(slot and unit in slot.to_come and self._lanes.has_happened(slot.ready))
 
     def borrow(self, unit: Unit) -> torch.Tensor:
         base = self.acquire(unit)

@@ -19,7 +19,9 @@ from torch import nn
 import zo2
 from tests.test_engine import Toy, assert_same, toy_batch
 from tests.tiny import batch, tiny
+from tests.virtual import VirtualPlacement
 from zo2.engine import placement, transfer
+from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement
 from zo2.engine.transfer import Slots
 
@@ -111,8 +113,8 @@ def late(monkeypatch):
     return trained
 
 
-def model_of_pages():
-    return tiny("llama", hidden_size=64, intermediate_size=96, num_hidden_layers=5)
+def model_of_pages(**sizes):
+    return tiny("llama", hidden_size=64, intermediate_size=96, num_hidden_layers=5, **sizes)
 
 
 @pytest.mark.parametrize("unit", ["block", "leaf"])
@@ -126,6 +128,24 @@ def test_streamed_weights_keep_their_bits(every, slots, unit, late):
         others, found = late(model, seed, placement=where, unit=unit)
         assert others == losses, seed
         assert_same(weights, found)
+
+
+@pytest.mark.parametrize("slots", [2, 3, 6])
+def test_what_has_arrived_and_is_taken_along_keeps_its_bits(slots, late, monkeypatch):
+    """It is let go before passes are there, which use copies of it."""
+    bound, take = [], Engine._take_along
+    monkeypatch.setattr(
+        Engine, "_take_along", lambda *args: (found := take(*args), bound.append(found))[0]
+    )
+    model = model_of_pages(vocab_size=700)
+    losses, weights = train(model, zo2=False)
+    where = VirtualPlacement(slots=slots, copies=True)
+    for seed in range(6):
+        others, found = late(model, seed, placement=where, unit="leaf")
+        assert others == losses, seed
+        assert_same(weights, found)
+    along = {unit.name for found in bound for unit, _, _ in found}
+    assert "model.layers.1.mlp.down_proj" in along
 
 
 class Uneven(nn.Module):

@@ -467,7 +467,7 @@ class Engine:
                     transfer.release(unit)  # what comes next need not wait for these passes
                     acquired = False
                 room = self._scratch[at_once * nbytes :]
-                together = len(batch) == len(groups) and not acquired
+                together = not acquired and len(batch) == len(groups)
                 along = self._take_along(unit, perturbations, room, together)
                 bound = [(unit, base, weights), *along]
                 self._fetch_ahead(bound[-1][0])
@@ -503,12 +503,13 @@ class Engine:
             unit: where passes wait.
             perturbations: of the passes that go on now.
             room: for copies.
-            together: whether these are all passes that wait, and they use copies of all weights.
+            together: whether these are all passes that wait.
         """
         found: list[_Bound] = []
         if self._recorder is not None:  # the order is not known yet
             return found
         count = len(perturbations)
+        together = together and all(one.scale for one in perturbations)  # who use copies, then
         for one in islice(self._order, self._position[unit] + 1, None):
             layout, transfer = self.store.layouts[one], self._transfer[one]
             arrived = (

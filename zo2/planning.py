@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from zo2 import loading
 from zo2.engine.deferral import MOST
+from zo2.engine.devicememory import PAGE_TABLE
 from zo2.engine.partition import Unit, partition
-from zo2.engine.placement import Placement, Plan
+from zo2.engine.placement import Placement, Plan, tiny_ones
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
 from zo2.logits import Head
 
@@ -63,10 +64,10 @@ class Machine:
         compute: floating-point operations per second of a forward in half precision.
         noise: weights per second that are updated and perturbed on both sides.
         again: weights per second to which one more update is applied, before that.
-        visit: seconds of host time for each unit that a step visits.
+        visit: seconds of host time for each unit that passes stop at.
         block: seconds of host time for a pass through one block.
         boundary: seconds of host time between a sweep's last block and the next one's first.
-        context: bytes that the CUDA context and the libraries take.
+        context: bytes that the CUDA context and the libraries take, without page tables.
     """
 
     name: str
@@ -90,10 +91,10 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     compute=5.5e14,
     noise=3.1e11,
     again=5e11,
-    visit=0.45e-3,
+    visit=0.6e-3,
     block=0.23e-3,
     boundary=6e-3,
-    context=850_000_000,
+    context=750_000_000,
 )
 
 
@@ -312,7 +313,11 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
     Raises:
         DeviceMemoryError: the budget is too small; the message says what is needed.
     """
-    plan = placement.plan(step.units, "cuda", machine.context, step.activations)
+    plan, locked = None, 0
+    while plan is None or locked < _streamed(plan):
+        locked = _streamed(plan) if plan else 0
+        context = machine.context + int(PAGE_TABLE * locked)
+        plan = placement.plan(step.units, "cuda", context, step.activations)
     chosen = placement.write_back_every
     every = range(1, MOST + 1) if chosen is None else (chosen,)
     predictions = [_predict(plan, step, machine, one) for one in every]
@@ -336,7 +341,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     units = step.units
     streamed = [parcel for parcel in plan.parcels if parcel.streamed]
     trained = [parcel for parcel in streamed if any(unit.trainable for unit in parcel.units)]
-    up = sum(parcel.nbytes for parcel in streamed)
+    up = _streamed(plan)
     down = sum(parcel.nbytes for parcel in trained) // every
     link = link_time(up, down, machine.up, machine.both)
     if plan.slots == 2:
@@ -346,7 +351,8 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     compute += again * (every - 1) / 2 / machine.again  # on average, between two ways home
     idle = _idle(plan, step, machine, every) if up else 0.0
     blocks = len({unit.block for unit in units if unit.block is not None})
-    host = len(units) * machine.visit + blocks * machine.block * step.passes * step.micro_batches
+    stops = len(units) - len(tiny_ones(units))
+    host = stops * machine.visit + blocks * machine.block * step.passes * step.micro_batches
     return Prediction(
         plan=plan,
         weights=sum(parcel.nbytes for parcel in plan.parcels),
@@ -378,6 +384,11 @@ def _idle(plan: Plan, step: Work, machine: Machine, every: int) -> float:
     late = sum(map(_parameters, last.units)) + outside
     between = machine.boundary + _compute(late, step, machine)
     return max(between - plan.need.slots / machine.both / (1 + 1 / every), 0.0)
+
+
+def _streamed(plan: Plan) -> int:
+    """Bytes of the weights that rest in host memory."""
+    return sum(parcel.nbytes for parcel in plan.parcels if parcel.streamed)
 
 
 def _parameters(unit: Unit) -> int:

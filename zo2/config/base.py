@@ -38,7 +38,8 @@ class ZOSettings:
         overlap: copy weights while passes compute; ``False`` uses a single device buffer.
         slots: number of device buffers that streamed units share; ``None`` takes as many as hold
             800 MB, or 450 MB under a memory budget, three to eight.
-        unit: what is perturbed at once: ``"block"`` (a decoder block) or ``"leaf"`` (one layer);
+        unit: what is perturbed at once: ``"block"`` (a decoder block) or ``"leaf"`` (one layer,
+            or several that together are no larger than the block's largest);
             ``None`` takes blocks, but under a memory budget leaves where blocks are large or do
             not fit.
         device_memory_budget: device memory that the whole process may take, as bytes or as

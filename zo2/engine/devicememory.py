@@ -9,9 +9,10 @@ import torch
 
 from zo2.errors import DeviceMemoryError
 
-# The context of a process that uses nothing but this engine stays below this; more is another
-# process's, which the driver does not tell apart.
+# The context of a process that uses nothing but this engine stays below this, apart from page
+# tables; more is another process's, which the driver does not tell apart.
 LARGEST_CONTEXT = 5 << 28
+PAGE_TABLE = 8 / 4096  # bytes of the device's memory for each page-locked byte of the host's
 
 
 class Usage:
@@ -21,6 +22,7 @@ class Usage:
         activations: what to reckon with, in bytes: a guess before any pass, then the largest
             need that was seen.
         is_guessed: whether no pass was seen yet.
+        page_locked: bytes of host memory that the engine has page-locked.
         peak: bytes allocated at most in the last `measured` context, beyond what was before it.
     """
 
@@ -29,6 +31,7 @@ class Usage:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.is_guessed = True
+        self.page_locked = 0
         self.activations = self.FIRST_GUESS if device.type == "cuda" else 0
         self.peak = 0
 
@@ -38,17 +41,20 @@ class Usage:
             return 0
         free, total = torch.cuda.mem_get_info(self._device)
         reserved = torch.cuda.memory_reserved(self._device)
-        return min(max(total - free - reserved, 0), LARGEST_CONTEXT)
+        largest = LARGEST_CONTEXT + int(PAGE_TABLE * self.page_locked)
+        return min(max(total - free - reserved, 0), largest)
 
-    def others(self, own: int) -> int:
+    def others(self, own: int, to_lock: int = 0) -> int:
         """Bytes of the context, and of tensors in this process that are not the engine's.
 
         Args:
             own: bytes of the engine's tensors on the device.
+            to_lock: bytes of host memory that have yet to be page-locked.
         """
         if self._device.type != "cuda":
             return 0
-        return self.context() + max(torch.cuda.memory_allocated(self._device) - own, 0)
+        tensors = max(torch.cuda.memory_allocated(self._device) - own, 0)
+        return self.context() + tensors + int(PAGE_TABLE * to_lock)
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:

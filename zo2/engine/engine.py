@@ -109,7 +109,8 @@ class Engine:
             buffer.data = buffer.data.to(self.device)
         self.units = partition(self.model, self._unit_size, self._corrections)
         self._blocks = [module for unit in self.units if unit.is_block for module in unit.modules]
-        plan = self._plan()
+        weights = sum(unit.nbytes for unit in self.units)
+        plan = self._plan(to_lock=max(weights - self._usage.page_locked, 0))
         self.store = Store(
             [(parcel.units, parcel.streamed) for parcel in plan.parcels],
             self.device,
@@ -124,9 +125,10 @@ class Engine:
         self._connect(plan)
         self.add_hooks()
 
-    def _plan(self) -> Plan:
+    def _plan(self, to_lock: int = 0) -> Plan:
+        """Where weights rest; so many bytes, at most, have yet to be page-locked for it."""
         usage = self._usage
-        others = usage.others(self._bytes_on_device())
+        others = usage.others(self._bytes_on_device(), to_lock)
         place = functools.partial(self._placement.plan, self.units, self.device.type, others)
         # graphs have memory of their own, as much again as passes that run as they are
         times = 1 if self._new_graphs is None else 2
@@ -146,7 +148,7 @@ class Engine:
 
     def _connect(self, plan: Plan) -> None:
         """Make the buffers, and what brings each unit to the device from where it rests now."""
-        self.need = plan.need
+        self.need, self._usage.page_locked = plan.need, self.store.page_locked
         self._streamed = {unit for one in plan.parcels if one.streamed for unit in one.units}
         self._scratch = torch.empty(plan.need.perturbed, dtype=torch.uint8, device=self.device)
         self._stream = plan.transfer(self.store, self.device)

@@ -164,6 +164,11 @@ class Store:
         self._place(Resting(old.bounds, streamed, *self._buffer(units, old.nbytes, streamed)))
         self._where = self._look()
 
+    @property
+    def page_locked(self) -> int:
+        """Bytes of host memory that are."""
+        return sum(one.nbytes for one in set(self.resting.values()) if one.lock is not None)
+
     def bind(self, unit: Unit, tensors: Sequence[torch.Tensor]) -> None:
         """Point the unit's parameters at ``tensors``."""
         self._hidden.discard(unit)

@@ -8,6 +8,7 @@ import torch
 import zo2
 from tests.tiny import FAMILIES, SIZES, tiny
 from zo2 import planning
+from zo2.engine.devicememory import Usage
 from zo2.engine.placement import Placement
 from zo2.loading import longest
 
@@ -101,3 +102,27 @@ def test_what_is_no_language_model_and_what_is_too_long_is_said(tmp_path):
     with pytest.raises(zo2.ConfigError, match="--tokens 64"):
         planning.work(short, "block", 1, 65)
     assert planning.work(short, "block", 1, 64).tokens == 64
+
+
+# -- page tables ------------------------------------------------------------------------------
+
+
+def test_page_tables_of_what_is_page_locked_are_planned_for():
+    step = planning.work(planning.build("opt-1.3b", "float16"), "block", 1, 64)
+    for budget in (None, 3 * 10**9):
+        found = planning.predict(step, Placement(budget=budget))
+        tables = found.page_locked * 8 // 4096
+        assert found.plan.need.context == pytest.approx(planning.H200.context + tables, abs=1)
+
+
+@pytest.mark.parametrize(("page_locked", "context"), [(0, 5 << 28), (4096 << 26, 7 << 28)])
+def test_a_context_is_as_large_as_page_tables_make_it(page_locked, context, monkeypatch):
+    """What is beyond is another process's: of 10 GiB, 3 are free and 5 are tensors or cache."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 << 30, 10 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4 << 30)
+    usage = Usage(torch.device("cuda", 0))
+    usage.page_locked = page_locked
+    assert usage.context() == context
+    assert usage.others(own=3 << 30) == context + (1 << 30)
+    assert usage.others(own=3 << 30, to_lock=4096) == context + (1 << 30) + 8

@@ -211,6 +211,15 @@ def test_ctrl_c_ends_after_the_step_and_the_run_goes_on(model, files, monkeypatc
     assert same(weights("out/model"), whole)
 
 
+@pytest.fixture
+def in_the_foreground():
+    """Ctrl-C is heeded, which it is not by what a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 @pytest.mark.parametrize("mode", ["zero-shot", "ft"])
 def test_what_ends_at_once_leaves_no_results(model, files, monkeypatch, mode):
     """Ctrl-C where nothing is trained, and a second one where something is."""

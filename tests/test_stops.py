@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import OPTConfig, OPTForCausalLM
 
 import zo2
 from tests.oracle import naive_mezo
@@ -25,12 +24,8 @@ WIDTH = 8
 
 def opt(words=97, layers=3):
     """OPT whose norms are tiny beside its layers."""
-    torch.manual_seed(0)
-    config = OPTConfig(
-        hidden_size=128, word_embed_proj_dim=128, ffn_dim=512, num_hidden_layers=layers,
-        num_attention_heads=4, vocab_size=words, max_position_embeddings=64,
-    )  # fmt: skip
-    return OPTForCausalLM(config).eval()
+    sizes = {"hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 512}
+    return tiny("opt", **sizes, num_hidden_layers=layers, vocab_size=words)
 
 
 def names(model, block=0):

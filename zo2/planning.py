@@ -313,10 +313,9 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
     Raises:
         DeviceMemoryError: the budget is too small; the message says what is needed.
     """
-    plan, locked = None, 0
-    while plan is None or locked < _streamed(plan):
-        locked = _streamed(plan) if plan else 0
-        context = machine.context + int(PAGE_TABLE * locked)
+    plan = placement.plan(step.units, "cuda", machine.context, step.activations)
+    # page tables take room, for which more may have to be streamed
+    while (context := machine.context + int(PAGE_TABLE * plan.streamed)) > plan.need.context:
         plan = placement.plan(step.units, "cuda", context, step.activations)
     chosen = placement.write_back_every
     every = range(1, MOST + 1) if chosen is None else (chosen,)
@@ -341,7 +340,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     units = step.units
     streamed = [parcel for parcel in plan.parcels if parcel.streamed]
     trained = [parcel for parcel in streamed if any(unit.trainable for unit in parcel.units)]
-    up = _streamed(plan)
+    up = plan.streamed
     down = sum(parcel.nbytes for parcel in trained) // every
     link = link_time(up, down, machine.up, machine.both)
     if plan.slots == 2:
@@ -384,11 +383,6 @@ def _idle(plan: Plan, step: Work, machine: Machine, every: int) -> float:
     late = sum(map(_parameters, last.units)) + outside
     between = machine.boundary + _compute(late, step, machine)
     return max(between - plan.need.slots / machine.both / (1 + 1 / every), 0.0)
-
-
-def _streamed(plan: Plan) -> int:
-    """Bytes of the weights that rest in host memory."""
-    return sum(parcel.nbytes for parcel in plan.parcels if parcel.streamed)
 
 
 def _parameters(unit: Unit) -> int:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from zo2.directions import ParameterShape
+
+ALIGNMENT = 64  # bytes, of which each weight begins at a multiple in its unit's buffer
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,11 @@ class Weight:
     @property
     def nbytes(self) -> int:
         return self.parameter.numel() * self.parameter.element_size()
+
+    @property
+    def stored(self) -> int:
+        """Bytes of its place in a buffer."""
+        return math.ceil(self.nbytes / ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(eq=False)
@@ -61,6 +69,11 @@ class Unit:
     @property
     def nbytes(self) -> int:
         return sum(weight.nbytes for weight in self.weights)
+
+    @cached_property
+    def stored(self) -> int:
+        """Bytes of its buffer."""
+        return sum(weight.stored for weight in self.weights)
 
     @property
     def trainable(self) -> bool:

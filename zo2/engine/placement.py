@@ -8,14 +8,15 @@ where a budget is too small for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from zo2.engine.partition import Unit, partition
-from zo2.engine.store import Layout, Store
+from zo2.engine.store import Store
 from zo2.engine.transfer import CudaLanes, HostLanes, InPlace, Slots, Transfer
 from zo2.errors import ConfigError, DeviceMemoryError
 
@@ -38,12 +39,15 @@ class Parcel:
     Attributes:
         units: in the model's order.
         streamed: whether they rest in host memory.
-        nbytes: size of their buffer.
     """
 
     units: tuple[Unit, ...]
     streamed: bool
-    nbytes: int
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Size of their buffer."""
+        return sum(unit.stored for unit in self.units)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,11 @@ class Plan:
     parcels: tuple[Parcel, ...]
     slots: int
     need: Need
+
+    @property
+    def streamed(self) -> int:
+        """Bytes of what rests in host memory."""
+        return sum(one.nbytes for one in self.parcels if one.streamed)
 
     def following(self, store: Store) -> Plan:
         """The plan with every parcel where it rests in ``store``."""
@@ -147,7 +156,7 @@ class Placement:
 
         if self.budget is None:
             return plan(parcels, slots, copies)
-        resident = [Parcel(one.units, False, one.nbytes) for one in parcels]
+        resident = [replace(one, streamed=False) for one in parcels]
         everything = plan(resident, slots, copies)
         if everything.need.total <= self.budget:
             return everything
@@ -205,14 +214,18 @@ def unit_sizes_to_try(model: nn.Module, placement: Placement) -> list[str]:
     """
     if placement.budget is None:
         return ["block"]
-    blocks = [_nbytes(unit) for unit in partition(model, "block") if unit.block is not None]
-    return ["leaf"] if max(blocks, default=0) > SMALL_BLOCK else ["block", "leaf"]
+    return ["leaf"] if _largest(partition(model, "block")) > SMALL_BLOCK else ["block", "leaf"]
 
 
 def tiny_ones(units: Sequence[Unit]) -> set[Unit]:
     """Units, such as norms, that are worth neither a copy nor a stop of their own."""
-    largest = max((_nbytes(unit) for unit in units if unit.block is not None), default=0)
-    return {unit for unit in units if not unit.held and _nbytes(unit) < TINY * largest}
+    limit = TINY * _largest(units)
+    return {unit for unit in units if not unit.held and unit.stored < limit}
+
+
+def _largest(units: Iterable[Unit]) -> int:
+    """Bytes of the largest unit of the blocks."""
+    return max((unit.stored for unit in units if unit.block is not None), default=0)
 
 
 def perturbed_size(units: Sequence[Unit], copies: int) -> int:
@@ -221,10 +234,9 @@ def perturbed_size(units: Sequence[Unit], copies: int) -> int:
     It holds the largest unit, and as many ``copies`` of any unit of the blocks, with a tiny one
     beside it: with two, one generation of z serves the passes on both sides.
     """
-    one = max((_nbytes(unit) for unit in units if not unit.held), default=0)
-    largest = max((_nbytes(unit) for unit in units if unit.block is not None), default=0)
-    tiny = max(map(_nbytes, tiny_ones(units)), default=0)
-    return max(one, copies * (largest + tiny))
+    one = max((unit.stored for unit in units if not unit.held), default=0)
+    tiny = max((unit.stored for unit in tiny_ones(units)), default=0)
+    return max(one, copies * (_largest(units) + tiny))
 
 
 def _keep(parcels: Sequence[Parcel], room: int) -> list[Parcel]:
@@ -233,7 +245,7 @@ def _keep(parcels: Sequence[Parcel], room: int) -> list[Parcel]:
     stay = spread([parcels[index].nbytes for index in streamed], room)
     kept = {streamed[index] for index in stay}
     return [
-        Parcel(one.units, one.streamed and index not in kept, one.nbytes)
+        replace(one, streamed=one.streamed and index not in kept)
         for index, one in enumerate(parcels)
     ]
 
@@ -265,7 +277,7 @@ def _bundle(units: Sequence[Unit], movable: set[Unit]) -> list[Parcel]:
     Small copies lose time to the gap before each; a parcel costs hardly more device memory than
     the largest unit does anyway.
     """
-    limit = 1.05 * max((_nbytes(unit) for unit in movable if unit.block is not None), default=0)
+    limit = 1.05 * _largest(movable)
     bundles: list[list[Unit]] = []
     for unit in units:
         last = bundles[-1] if bundles else []
@@ -275,17 +287,13 @@ def _bundle(units: Sequence[Unit], movable: set[Unit]) -> list[Parcel]:
             and last[-1] in movable
             and unit.block is not None
             and unit.block == last[-1].block
-            and sum(map(_nbytes, last)) + _nbytes(unit) <= limit
+            and sum(one.stored for one in [*last, unit]) <= limit
         )
         if together:
             last.append(unit)
         else:
             bundles.append([unit])
-    return [Parcel(tuple(one), one[0] in movable, sum(map(_nbytes, one))) for one in bundles]
-
-
-def _nbytes(unit: Unit) -> int:
-    return Layout(unit.weights).nbytes
+    return [Parcel(tuple(one), one[0] in movable) for one in bundles]
 
 
 def _itemised(need: Need) -> str:

@@ -23,10 +23,9 @@ from operator import attrgetter
 
 import torch
 
-from zo2.engine.partition import Unit, Weight
+from zo2.engine.partition import ALIGNMENT, Unit, Weight
 from zo2.errors import HostMemoryError
 
-ALIGNMENT = 64
 _dtype, _requires_grad = attrgetter("dtype"), attrgetter("requires_grad")
 
 
@@ -46,7 +45,7 @@ class Layout:
         self.nbytes = self.trained = 0
         for weight in sorted(weights, key=lambda weight: not weight.trainable):
             offsets[weight] = self.nbytes
-            self.nbytes += math.ceil(weight.nbytes / ALIGNMENT) * ALIGNMENT
+            self.nbytes += weight.stored
             if weight.trainable:
                 self.trained = self.nbytes
         self.offsets = [offsets[weight] for weight in weights]

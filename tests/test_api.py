@@ -412,7 +412,7 @@ def test_many_batches_are_evaluated_in_one_sweep():
         expected = [model(**one).logits for one in batches]
     prepared(model, placement=Placement(slots=1, copies=True))
     uploads = []
-    lanes = model._zo.engine._stream._lanes
+    lanes = model._zo.engine._workspace.stream._lanes
     upload = lanes.upload
     lanes.upload = lambda *args: uploads.append(1) or upload(*args)
     outputs = model.zo_forward(batches)
@@ -432,7 +432,7 @@ def test_a_step_uploads_the_weights_once_however_many_passes_it_has(parts, metho
     config = zo2.ZOConfig(method, **CPU)
     zo2.prepare(model, config, placement=Placement(slots=2, copies=True))
     model.zo_step(batches)  # the first is preceded by a recorded pass
-    lanes = model._zo.engine._stream._lanes
+    lanes = model._zo.engine._workspace.stream._lanes
     uploads, upload = [], lanes.upload
     lanes.upload = lambda *args: uploads.append(1) or upload(*args)
     model.zo_step(batches)

@@ -227,6 +227,21 @@ def test_evaluation_runs_as_it_is_and_the_model_keeps_its_forwards(tapes):
     assert blocks[0].forward is own
 
 
+def test_a_forward_that_a_pass_replaces_is_replaced_for_that_pass_only(tapes):
+    def replaces(block, x):
+        blocks[2].forward = lambda x: x + 2 * blocks[2].linear(x)
+        return x
+
+    model = toy(is_plain)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    blocks[0].extra = replaces
+    stepping(model)
+    for step in range(4):
+        model(**toy_batch(seed=step))
+        assert not any("forward" in block.__dict__ for block in blocks)
+    assert sum(tapes.values()) > 0  # blocks 1 and 3
+
+
 def test_no_more_graphs_are_made_than_there_is_room_for(compared, tapes, monkeypatch):
     monkeypatch.setattr("zo2.engine.blockgraphs.MOST", 3)
     compared(toy(is_plain), lambda model, step: toy_batch(seed=step))

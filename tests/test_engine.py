@@ -431,7 +431,7 @@ def test_with_two_buffers_units_go_home_one_by_one(slots, monkeypatch):
     model(**one)
     assert not home
     model(**one)
-    streamed = model._zo.engine._streamed
+    streamed = model._zo.engine._workspace.streamed
     parcels = {model._zo.engine.store.resting[unit] for unit in streamed}
     assert len(parcels) < len(streamed)
     assert len(home) == len(streamed if slots == 2 else parcels)
@@ -609,7 +609,7 @@ def test_order_is_recorded_not_assumed():
     model = toy(run=run_backwards)
     zo2.prepare(model, zo2.ZOConfig(**CPU))
     model(**toy_batch())
-    names = [unit.name for unit in model._zo.engine._order]
+    names = [unit.name for unit in model._zo.engine._route.order]
     assert names == ["embed", "layers.2", "layers.1", "layers.0", "head"]
 
 
@@ -1022,8 +1022,8 @@ def test_a_budget_that_changes_moves_weights_and_no_bits(window):
         engine._usage.activations = activations
         with torch.no_grad():
             engine._place_anew()
-        seen.append(len(engine._streamed))
-        embeddings = any(unit.block is None for unit in engine._streamed)
+        seen.append(len(engine._workspace.streamed))
+        embeddings = any(unit.block is None for unit in engine._workspace.streamed)
         assert embeddings == (activations >= 3_200)  # they go last
         found.append(other(**one).item())
     assert len(set(seen)) > 4  # units did move, both ways
@@ -1052,7 +1052,7 @@ def test_host_memory_that_is_refused_half_way_leaves_the_model_usable(monkeypatc
     monkeypatch.setattr(Store, "move", refused)
     with pytest.raises(zo2.HostMemoryError, match="no more"), torch.no_grad():
         engine.rebudget(4_000)
-    assert len(engine._streamed) == 2
+    assert len(engine._workspace.streamed) == 2
     found += [model(**one).item() for _ in range(2)]
     assert found == losses
 

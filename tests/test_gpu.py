@@ -191,7 +191,7 @@ def test_every_budget_gives_the_same_bits(family):
         assert not engine.streams
         engine.rebudget(int(engine.need.total - share * blocks))
         found += [other(**one).item() for _ in range(11)]
-        streamed.add(len(engine._streamed))
+        streamed.add(len(engine._workspace.streamed))
         state = {name: value.cpu().clone() for name, value in other.state_dict().items()}
         zo2.release(other)
         del other, engine  # their device memory would count as what others need

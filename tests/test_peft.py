@@ -87,7 +87,7 @@ def test_base_weights_are_read_and_never_written_back(kind, unit):
         if not parameter.requires_grad:
             addresses[name] = parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes
     written: list[tuple[int, int]] = []
-    lanes = engine._stream._lanes
+    lanes = engine._workspace.stream._lanes
     write_back = lanes.write_back
 
     def noting(to, source, after):

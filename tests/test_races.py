@@ -21,8 +21,8 @@ from tests.test_engine import Toy, assert_same, toy_batch
 from tests.tiny import batch, tiny
 from tests.virtual import VirtualPlacement
 from zo2.engine import placement, transfer
-from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement
+from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
 
 CPU = {"working_device": "cpu", "seed": 7, "lr": 1e-2}
@@ -133,9 +133,9 @@ def test_streamed_weights_keep_their_bits(every, slots, unit, late):
 @pytest.mark.parametrize("slots", [2, 3, 6])
 def test_what_has_arrived_and_is_taken_along_keeps_its_bits(slots, late, monkeypatch):
     """It is let go before passes are there, which use copies of it."""
-    bound, take = [], Engine._take_along
+    bound, take = [], Sweep._take_along
     monkeypatch.setattr(
-        Engine, "_take_along", lambda *args: (found := take(*args), bound.append(found))[0]
+        Sweep, "_take_along", lambda *args: (found := take(*args), bound.append(found))[0]
     )
     model = model_of_pages(vocab_size=700)
     losses, weights = train(model, zo2=False)

@@ -11,7 +11,7 @@ import pytest
 from tests.test_engine import assert_same
 from tests.virtual import OPT_1_3B, OPT_13B, Clock, Machine, train
 from zo2.engine.deferral import MOST
-from zo2.engine.engine import Engine
+from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
 
 H200 = Machine()
@@ -140,8 +140,8 @@ def test_where_computation_limits_steps_weights_go_home_in_every_sweep(asks):
 @pytest.mark.parametrize(
     ("owner", "name", "instead", "slower"),
     [
-        (Engine, "_write_ahead", lambda self, take: None, 1.01),
-        (Engine, "_is_copied", lambda *args: False, 1.01),
+        (Sweep, "_write_ahead", lambda self, take: None, 1.01),
+        (Sweep, "_is_copied", lambda *args: False, 1.01),
         (Slots, "prefetch", lambda self, units: None, 1.08),
     ],
     ids=["nothing written ahead", "released after passes", "nothing fetched ahead"],

@@ -14,8 +14,8 @@ from tests.oracle import naive_mezo
 from tests.test_engine import CPU, Toy, assert_same, toy_batch, train
 from tests.tiny import batch, tiny
 from tests.virtual import VirtualPlacement
-from zo2.engine.engine import Engine
 from zo2.engine.partition import partition
+from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
 
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.1}
@@ -163,13 +163,13 @@ def test_what_can_be_neither_whole_nor_divided_is_held():
 @pytest.fixture
 def stops(monkeypatch):
     """Names of the units that passes wait for."""
-    waited_for, visit = [], Engine._visit
+    waited_for, visit = [], Sweep._visit
 
     def noting(self, unit, *more):
         waited_for.append(unit.name)
         visit(self, unit, *more)
 
-    monkeypatch.setattr(Engine, "_visit", noting)
+    monkeypatch.setattr(Sweep, "_visit", noting)
     return waited_for
 
 

@@ -1,6 +1,7 @@
 """Lockstep passes over one sweep of the weights.
 
-engine       the sweep that ties the others together
+engine       owns a model's weights, and sweeps over them
+sweep        one walk over the units, along a route, within a workspace of device memory
 partition    which parameters form a unit, and where a unit is entered
 record       the first pass: execution order, and weights read outside their unit
 placement    which units stay on the working device, and what moves in one copy

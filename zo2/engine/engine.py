@@ -1,9 +1,8 @@
-"""The sweep: every unit is brought to the device once, and all passes go through it.
+"""The owner of a model's weights, over which it sweeps.
 
-An `Engine` owns a model's weights. Its model stays an ordinary module: hooks on the units'
-modules pause a pass where it enters a unit and hide the unit's weights where it leaves. Between
-sweeps the parameters rest in the store and may lack the last updates; `settle` applies them, and
-reading a parameter does so by itself.
+Its model stays an ordinary module: hooks on the units' modules pause a pass where it enters a unit
+and hide the unit's weights where it leaves. Between sweeps the parameters rest in the store and may
+lack the last updates; `Engine.settle` applies them, and reading a parameter does so by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, groupby, islice
 from typing import Any
 
 import torch
@@ -29,13 +27,15 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedClasses
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
-from zo2.engine.placement import Placement, Plan, tiny_ones
+from zo2.engine.placement import Placement, Plan
 from zo2.engine.record import Recorder
 from zo2.engine.resting import Marks
+from zo2.engine.route import Route
 from zo2.engine.store import Store
-from zo2.engine.transfer import InPlace, Transfer
+from zo2.engine.sweep import Sweep
 from zo2.engine.updates import Update
 from zo2.engine.weights import Arithmetic, Changes
+from zo2.engine.workspace import Workspace
 from zo2.errors import DeviceMemoryError, ZO2Error
 from zo2.methods import Perturbation
 
@@ -94,9 +94,6 @@ class Engine:
         if bounded:
             weakref.finalize(self, self._usage.limit, None)
         self._progress, self._new_graphs = progress, graphs
-        self._changes = Changes()  # that the sweep that runs makes
-        self._due: set[Unit] = set()  # units whose updated weights it stores
-        self._ahead = 0  # parcels that it may update before passes reach them
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
         self._build()
 
@@ -117,8 +114,7 @@ class Engine:
             self._progress,
         )
         self._marks = Marks(self.store.parameters, self.settle)
-        self._never_run: list[Unit] = []
-        self._set_order(self.units)
+        self._route = Route(self.units)
         trained = [unit for unit in self.units if self.store.layouts[unit].trained]
         self.pending = Pending.of(trained, self.pending.open)
         self._returns_weights: set[Unit] = set()
@@ -149,19 +145,12 @@ class Engine:
     def _connect(self, plan: Plan) -> None:
         """Make the buffers, and what brings each unit to the device from where it rests now."""
         self.need, self._usage.page_locked = plan.need, self.store.page_locked
-        self._streamed = {unit for one in plan.parcels if one.streamed for unit in one.units}
-        self._scratch = torch.empty(plan.need.perturbed, dtype=torch.uint8, device=self.device)
-        self._stream = plan.transfer(self.store, self.device)
-        self._stream.never_run = set(self._never_run)
-        self._buffers = [self._scratch, *self._stream.buffers]
-        in_place = InPlace(self.store)
-        self._transfer: dict[Unit, Transfer] = {
-            unit: self._stream if unit in self._streamed else in_place for unit in self.units
-        }
-        self._graphs = self._new_graphs() if self._new_graphs and self._streamed else None
-        self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}
+        self._workspace = workspace = Workspace(self.store, plan, self.device)
+        workspace.stream.never_run = self._route.never_run
+        self._buffers = workspace.buffers
+        self._graphs = self._new_graphs() if self._new_graphs and workspace.streamed else None
         # of the parcels that pass through buffers; others need not be brought home
-        away = self._streamed if self._stream.buffers else ()
+        away = workspace.streamed if workspace.stream.buffers else ()
         parcels = dict.fromkeys(self.store.resting[unit] for unit in self.units if unit in away)
         self._number = {unit: n for n, parcel in enumerate(parcels) for unit in parcel.bounds}
         self._deferral = Deferral(self._placement.write_back_every)
@@ -191,7 +180,7 @@ class Engine:
         self._rest()
         self._take_back()
         try:
-            self._stream.finish()
+            self._workspace.stream.finish()
             self._move(self._plan())
         finally:
             self._rest()
@@ -199,7 +188,8 @@ class Engine:
     def _move(self, plan: Plan) -> None:
         """Move weights between host and device as ``plan`` says."""
         self._usage.limit(None)
-        changed = [p for p in plan.parcels if p.streamed != (p.units[0] in self._streamed)]
+        streamed = self._workspace.streamed
+        changed = [p for p in plan.parcels if p.streamed != (p.units[0] in streamed)]
         self.drop_buffers()  # they make room
         try:
             for parcel in sorted(changed, key=lambda parcel: not parcel.streamed):
@@ -237,16 +227,8 @@ class Engine:
 
     def drop_buffers(self) -> None:
         """Let the device's memory beside the weights go now, not when garbage is collected."""
-        del self._stream, self._transfer, self._scratch, self._views, self._graphs
+        del self._workspace, self._graphs
         self._buffers = []
-
-    def _set_order(self, order: Sequence[Unit]) -> None:
-        """The order in which a sweep is expected to need the units: it decides what is fetched
-        ahead and which of several waiting passes goes first, never what is computed.
-        """
-        self._order = list(order)
-        self._position = {unit: index for index, unit in enumerate(self._order)}
-        self._tiny = tiny_ones(self.units) - set(self._never_run)
 
     def rebuild(self) -> None:
         """Take the weights in again after somebody moved or converted the parameters."""
@@ -358,7 +340,7 @@ class Engine:
                 self._take_back()
         with self._measured():
             results = self._through(jobs)
-        if (waited := self._stream.waited()) is not None and _perturbs(jobs):
+        if (waited := self._workspace.stream.waited()) is not None and _perturbs(jobs):
             self._deferral.learn(waited)
         if self._usage.learn():
             self._place_anew()
@@ -367,13 +349,13 @@ class Engine:
     def _through(self, jobs: Sequence[tuple[Perturbation, Body]]) -> list[Any]:
         """Sweep; a sweep that perturbs nothing leaves no update pending."""
         plain = not _perturbs(jobs)
+        due: set[Unit] = set()
         try:
             if plain or self._makes_round():
                 self.pending.make_round()
-                self._due = set(self.units) if plain else self._whose_turn_it_is()
-            return self._run([Pass(p, body) for p, body in jobs], keep=plain)
+                due = set(self.units) if plain else self._whose_turn_it_is()
+            return self._run([Pass(p, body) for p, body in jobs], due, keep=plain)
         finally:
-            self._due = set()
             self._rest()
 
     def _whose_turn_it_is(self) -> set[Unit]:
@@ -405,7 +387,7 @@ class Engine:
 
         self._recorder = recorder
         try:
-            self._run([Pass(Perturbation(), recorded)])
+            self._run([Pass(Perturbation(), recorded)], due=set())
         finally:
             self._recorder = None
         if recorder.corrections != Corrections():
@@ -416,236 +398,31 @@ class Engine:
             self._record(body)
             return
         if not self._recorded:
-            self._never_run = [unit for unit in self.units if unit not in recorder.order]
-            self._set_order(recorder.order + self._never_run)
-            self._stream.never_run = set(self._never_run)
+            never_run = [unit for unit in self.units if unit not in recorder.order]
+            self._route = Route(recorder.order, never_run)
+            self._workspace.stream.never_run = self._route.never_run
 
-    def _run(self, passes: list[Pass], keep: bool = False) -> list[Any]:
-        self._changes = self.pending.changes(one.perturbation for one in passes)
-        ahead = self._due and self._deferral.waits
-        self._ahead = AHEAD * len(self._stream.buffers) if ahead else 0
-        self._write_ahead(self._stream.borrow)
-        for unit in self.units:
-            self.store.hide(unit)
-        held = self._hold(passes)
-        lockstep = Lockstep(passes, self.model, self._classes, keep)
-        with lockstep, contextlib.ExitStack() as stack:
-            self._lockstep = lockstep
-            if self._graphs and not keep and self._recorder is None:
-                stack.enter_context(self._graphs.standing_in(self._blocks, lockstep))
-            try:
-                with self.formation.fork():
-                    for one in passes:
-                        self._resume(one, held)
-                while waiting := [(one.at, one) for one in passes if one.at is not None]:
-                    unit = min((at for at, _ in waiting), key=self._position.__getitem__)
-                    here = [one for at, one in waiting if at is unit]
-                    self._visit(unit, here, held)
-            finally:
-                self._lockstep = None
-        self._write_rest()
-        self._fetch_ahead(self._order[-1])
+    def _run(self, passes: list[Pass], due: set[Unit], keep: bool = False) -> list[Any]:
+        """Sweep: units that are ``due`` store their updates, and passes ``keep`` what they set."""
+        sweep = self._new_sweep([one.perturbation for one in passes], due)
+        self._lockstep = lockstep = Lockstep(passes, self.model, self._classes, keep)
+        replaying: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._graphs and not keep and self._recorder is None:
+            replaying = self._graphs.standing_in(self._blocks, lockstep)
+        try:
+            with replaying:
+                sweep.run(lockstep, self.formation)
+        finally:
+            self._lockstep = None
         return [one.result for one in passes]
 
-    def _visit(self, unit: Unit, passes: list[Pass], held: _Held) -> None:
-        """Bring a unit to the device and take the waiting passes through it."""
-        transfer = self._transfer[unit]
-        base, acquired = transfer.acquire(unit), True
-        groups = [
-            (perturbation, list(group))
-            for perturbation, group in groupby(passes, key=lambda one: one.perturbation)
-        ]
-        nbytes = self.store.layouts[unit].nbytes
-        fit = self._scratch.numel() // nbytes if nbytes else 1
-        at_once = max(1, min(fit, len(groups)))
-        copies = _parts(self._scratch, at_once, nbytes)
-        bound: list[_Bound] = []
-        try:
-            for first in range(0, len(groups), at_once):
-                batch = groups[first : first + at_once]
-                perturbations = [perturbation for perturbation, _ in batch]
-                weights = self._transform(unit, base, perturbations, copies)
-                if batch[-1] is groups[-1] and self._is_copied(unit, base, weights):
-                    transfer.release(unit)  # what comes next need not wait for these passes
-                    acquired = False
-                room = self._scratch[at_once * nbytes :]
-                together = not acquired and len(batch) == len(groups)
-                along = self._take_along(unit, perturbations, room, together)
-                bound = [(unit, base, weights), *along]
-                self._fetch_ahead(bound[-1][0])
-                if first == 0:
-                    outside = unit.block is None
-                    self._write_ahead(self._stream.borrow if outside else self._stream.acquire)
-                with self.formation.fork():
-                    for index, (_, group) in enumerate(batch):
-                        tensors = [
-                            (one, self._tensors(one, stored, flats[index]))
-                            for one, stored, flats in bound
-                        ]
-                        for one in group:
-                            for each, views in tensors:
-                                self.store.bind(each, views)
-                            one.bound = {each for each, _ in tensors}
-                            self._resume(one, held)
-        finally:
-            for each, _, _ in bound:
-                self.store.hide(each)
-            if acquired:
-                transfer.release(unit)
-
-    def _take_along(
-        self, unit: Unit, perturbations: Sequence[Perturbation], room: torch.Tensor, together: bool
-    ) -> list[_Bound]:
-        """What passes enter after ``unit`` without another stop, each of which takes Python time.
-
-        These are tiny units, which rest on the device, and what of the same block has arrived: its
-        buffers are free again, once there are perturbed copies.
-
-        Args:
-            unit: where passes wait.
-            perturbations: of the passes that go on now.
-            room: for copies.
-            together: whether these are all passes that wait.
-        """
-        found: list[_Bound] = []
-        if self._recorder is not None:  # the order is not known yet
-            return found
-        count = len(perturbations)
-        together = together and all(one.scale for one in perturbations)  # who use copies, then
-        for one in islice(self._order, self._position[unit] + 1, None):
-            layout, transfer = self.store.layouts[one], self._transfer[one]
-            arrived = (
-                together
-                and one.block == unit.block
-                and layout.trained == layout.nbytes
-                and transfer is self._stream
-                and transfer.has_arrived(one)
-            )
-            if not (one in self._tiny or arrived) or count * layout.nbytes > room.numel():
-                break
-            base = transfer.acquire(one)
-            try:
-                copies = _parts(room, count, layout.nbytes)
-                found.append((one, base, self._transform(one, base, perturbations, copies)))
-            finally:
-                transfer.release(one)
-            room = room[count * layout.nbytes :]
-        return found
-
-    def _is_copied(self, unit: Unit, base: torch.Tensor, flats: Sequence[torch.Tensor]) -> bool:
-        """Whether passes through ``unit`` with its weights in ``flats`` use nothing of ``base``."""
-        layout = self.store.layouts[unit]
-        return layout.trained == layout.nbytes and all(flat is not base for flat in flats)
-
-    def _write_ahead(self, take: Callable[[Unit], torch.Tensor]) -> None:
-        """Store the next parcel that has arrived, that is due, and that no pass has reached.
-
-        Its way home, for which the link waits when a sweep begins, starts before the passes are
-        there. One parcel for each unit that they go through: they should not be held up for long.
-        And only some for each sweep, and none where passes do not wait for the link: to update and
-        perturb a unit at once takes less.
-        """
-        fetched = self._stream.fetched() if self._ahead else ()
-        for units in fetched:
-            behind = [unit for unit in units if self._stores(unit)]
-            if not behind:
-                continue
-            if self._stream.has_arrived(behind[0]):
-                self._ahead -= 1
-                for unit in behind:
-                    self._transform(unit, take(unit), (), ())
-                    self._stream.put_back(unit)
-            return
-
-    def _stores(self, unit: Unit) -> bool:
-        """Whether a unit's updated weights have yet to replace those that are stored."""
-        return unit in self._due and self.pending.lacks(unit) > 0
-
-    def _fetch_ahead(self, unit: Unit) -> None:
-        """Fetch what follows ``unit``; after the last one the next sweep's first."""
-        position = self._position[unit]
-        following = chain(islice(self._order, position + 1, None), islice(self._order, position))
-        self._stream.prefetch(u for u in following if u in self._streamed)
-
-    def _transform(
-        self,
-        unit: Unit,
-        base: torch.Tensor,
-        perturbations: Sequence[Perturbation],
-        copies: Sequence[torch.Tensor],
-    ) -> list[torch.Tensor]:
-        """The weights of each perturbation: in ``copies``, or ``base`` where nothing differs.
-
-        Where the unit is due, ``base`` is updated first and brought home.
-        """
-        layout, pending = self.store.layouts[unit], self.pending
-        write = self._stores(unit)
-        lacks = bool(pending.open) or (pending.lacks(unit) > 0 and not write)
-        flats, targets = [], []
-        for perturbation, copy in zip(perturbations, copies, strict=False):
-            differs = layout.trained > 0 and (perturbation.scale != 0.0 or lacks)
-            flats.append(copy if differs else base)
-            if differs:
-                targets.append((self._changes.perturbations.index(perturbation), copy))
-        if write or targets:
-            held = pending.held(unit)
-            self._arithmetic.transform(layout, base, self._changes, held, write, targets)
-        if write:
-            self._transfer[unit].written(unit)
-            pending.wrote(unit)
-        return flats
-
-    def _tensors(self, unit: Unit, base: torch.Tensor, flat: torch.Tensor) -> list[torch.Tensor]:
-        """A unit's weights in ``flat``; the frozen ones, which have no copies, in ``base``."""
-        views = self._view(unit, flat)
-        layout = self.store.layouts[unit]
-        if flat is base or layout.trained == layout.nbytes:
-            return views
-        stored = self._view(unit, base)
-        return [
-            perturbed if trained else frozen
-            for trained, perturbed, frozen in zip(layout.trains, views, stored, strict=True)
-        ]
-
-    def _view(self, unit: Unit, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Views of a long-lived buffer, kept: the same few buffers serve every sweep."""
-        key = unit, flat.data_ptr()
-        if key not in self._views:
-            self._views[key] = self.store.layouts[unit].views(flat)
-        return self._views[key]
-
-    def _write_rest(self) -> None:
-        """Store the updated weights of every unit that is due and that no pass has reached."""
-        for unit in self._order:
-            if self._stores(unit):
-                self._transform(unit, self._transfer[unit].acquire(unit), (), ())
-                self._transfer[unit].release(unit)
-        self.pending.forget()
-
-    # -- held weights ---------------------------------------------------------------------
-
-    def _hold(self, passes: list[Pass]) -> _Held:
-        """A private copy of the held weights for every perturbation of the sweep."""
-        held: _Held = {}
-        perturbations = list(dict.fromkeys(one.perturbation for one in passes))
-        for unit in self.units:
-            if not unit.held:
-                continue
-            transfer, layout = self._transfer[unit], self.store.layouts[unit]
-            base = transfer.acquire(unit)
-            copies = [torch.empty_like(base) for _ in perturbations]
-            flats = self._transform(unit, base, perturbations, copies)
-            for perturbation, flat in zip(perturbations, flats, strict=True):
-                held.setdefault(perturbation, []).append((unit, layout.views(flat)))
-            transfer.release(unit)
-        return held
-
-    def _resume(self, one: Pass, held: _Held) -> None:
-        for unit, tensors in held.get(one.perturbation, ()):
-            self.store.bind(unit, tensors)
-        assert self._lockstep is not None
-        with self.formation.lane(one):
-            self._lockstep.resume(one)
+    def _new_sweep(self, perturbations: Sequence[Perturbation], due: set[Unit]) -> Sweep:
+        waits = due and self._deferral.waits
+        ahead = AHEAD * len(self._workspace.stream.buffers) if waits else 0
+        return Sweep(
+            self._route, self._workspace, self._arithmetic, self.pending, perturbations, due, ahead,
+            one_by_one=self._recorder is not None,
+        )  # fmt: skip
 
     # -- between sweeps -------------------------------------------------------------------
 
@@ -667,17 +444,14 @@ class Engine:
 
     def _catch_up(self) -> None:
         """Store the updated weights of all units, outside a sweep."""
-        self._due = set(self.units)
-        self._changes = self.pending.changes(())
-        self._write_rest()
-        self._due = set()
-        self._stream.finish()
+        self._new_sweep((), due=set(self.units)).write_rest()
+        self._workspace.stream.finish()
 
     def _rest(self) -> None:
         """End a sweep: parameters rest in the store, marked if they lack updates."""
         for unit in self.units:
             self.store.rest(unit)
-        if self.pending or not self._stream.is_idle:
+        if self.pending or not self._workspace.stream.is_idle:
             self._marks.set()
 
     def push(self, update: Update) -> None:
@@ -709,7 +483,7 @@ class Engine:
     @property
     def streams(self) -> bool:
         """Whether any weight rests elsewhere than on the working device."""
-        return bool(self._streamed)
+        return bool(self._workspace.streamed)
 
     @property
     def has_whole_blocks(self) -> bool:
@@ -744,12 +518,3 @@ def _ordinary_tensors() -> Iterator[None]:
 
 def _perturbs(jobs: Sequence[tuple[Perturbation, Body]]) -> bool:
     return any(perturbation.scale for perturbation, _ in jobs)
-
-
-def _parts(buffer: torch.Tensor, count: int, nbytes: int) -> list[torch.Tensor]:
-    """The first ``count`` times ``nbytes`` of a buffer."""
-    return [buffer[i * nbytes : (i + 1) * nbytes] for i in range(count)]
-
-
-_Bound = tuple[Unit, torch.Tensor, list[torch.Tensor]]  # its weights as stored, and as perturbed
-_Held = dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]]

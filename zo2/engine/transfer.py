@@ -9,6 +9,7 @@ is by events; nothing waits on the host inside a sweep, nor between two.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -63,7 +64,7 @@ class Transfer(Protocol):
         """These units will be acquired next, in this order."""
         ...
 
-    never_run: set[Unit]  # units that no sweep is expected to reach
+    never_run: AbstractSet[Unit]  # units that no sweep is expected to reach
 
     @property
     def buffers(self) -> Sequence[torch.Tensor]:
@@ -91,7 +92,7 @@ class InPlace:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.never_run: set[Unit] = set()
+        self.never_run: AbstractSet[Unit] = frozenset()
 
     def acquire(self, unit: Unit) -> torch.Tensor:
         return self._store.flats[unit]
@@ -298,7 +299,7 @@ class Slots:
         # with two buffers the way up waits for each way home: this begins unit by unit, and what is
         # home by one copy is filled by one
         self._in_parts = depth <= 2
-        self.never_run: set[Unit] = set()
+        self.never_run: AbstractSet[Unit] = frozenset()
 
     def acquire(self, unit: Unit) -> torch.Tensor:
         parcel = self._store.resting[unit]

@@ -1,0 +1,260 @@
+"""One sweep over the weights: every unit comes to the device once, and all passes go through it.
+
+Where several passes wait, the one that waits for the earliest unit of the route goes on first. So
+passes that take different ways (another expert, a skipped block) meet again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import groupby
+
+import torch
+
+from zo2.engine.abreast import Formation
+from zo2.engine.lockstep import Lockstep, Pass
+from zo2.engine.partition import Unit
+from zo2.engine.pending import Pending
+from zo2.engine.route import Route
+from zo2.engine.weights import Arithmetic
+from zo2.engine.workspace import Workspace, parts
+from zo2.methods import Perturbation
+
+
+class Sweep:
+    """One walk over the weights: by passes (`run`), or by nobody, to store updates (`write_rest`).
+
+    Args:
+        route: in which order passes are expected to enter the units.
+        workspace: where weights rest, and what they pass through.
+        arithmetic: how weights are updated and perturbed.
+        pending: updates that not every stored weight has; what is stored is noted there.
+        perturbations: of the passes.
+        due: units whose updated weights are stored.
+        ahead: how many parcels may be updated before passes reach them.
+        one_by_one: whether passes stop at every unit, as one that is recorded has to.
+    """
+
+    def __init__(
+        self,
+        route: Route,
+        workspace: Workspace,
+        arithmetic: Arithmetic,
+        pending: Pending,
+        perturbations: Iterable[Perturbation] = (),
+        due: AbstractSet[Unit] = frozenset(),
+        ahead: int = 0,
+        one_by_one: bool = False,
+    ) -> None:
+        self._route, self._workspace, self._arithmetic = route, workspace, arithmetic
+        self._store, self._stream = workspace.store, workspace.stream
+        self._pending, self._changes = pending, pending.changes(perturbations)
+        self._due, self._ahead, self._one_by_one = due, ahead, one_by_one
+        self._held: dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]] = {}
+
+    def run(self, lockstep: Lockstep, formation: Formation) -> None:
+        """Take all passes through the model.
+
+        Args:
+            lockstep: the passes; entered here.
+            formation: how they go through a unit.
+        """
+        self._lockstep, self._formation = lockstep, formation
+        self._write_ahead(self._stream.borrow)
+        for unit in self._route.order:
+            self._store.hide(unit)
+        self._hold()
+        with lockstep:
+            with formation.fork():
+                for one in lockstep.passes:
+                    self._resume(one)
+            while waiting := [(one.at, one) for one in lockstep.passes if one.at is not None]:
+                unit = min((at for at, _ in waiting), key=self._route.position)
+                self._visit(unit, [one for at, one in waiting if at is unit])
+        self.write_rest()
+        self._fetch_ahead(self._route.order[-1])
+
+    def write_rest(self) -> None:
+        """Store the updated weights of every unit that is due and that no pass has reached."""
+        for unit in self._route.order:
+            if self._stores(unit):
+                transfer = self._workspace.transfer(unit)
+                self._transform(unit, transfer.acquire(unit), (), ())
+                transfer.release(unit)
+        self._pending.forget()
+
+    # -- going through units --------------------------------------------------------------
+
+    def _visit(self, unit: Unit, passes: list[Pass]) -> None:
+        """Bring a unit to the device and take the waiting passes through it."""
+        transfer, scratch = self._workspace.transfer(unit), self._workspace.scratch
+        base, acquired = transfer.acquire(unit), True
+        groups = [
+            (perturbation, list(group))
+            for perturbation, group in groupby(passes, key=lambda one: one.perturbation)
+        ]
+        nbytes = self._store.layouts[unit].nbytes
+        fit = scratch.numel() // nbytes if nbytes else 1
+        at_once = max(1, min(fit, len(groups)))
+        copies = parts(scratch, at_once, nbytes)
+        bound: list[_Bound] = []
+        try:
+            for first in range(0, len(groups), at_once):
+                batch = groups[first : first + at_once]
+                perturbations = [perturbation for perturbation, _ in batch]
+                weights = self._transform(unit, base, perturbations, copies)
+                if batch[-1] is groups[-1] and self._is_copied(unit, base, weights):
+                    transfer.release(unit)  # what comes next need not wait for these passes
+                    acquired = False
+                room = scratch[at_once * nbytes :]
+                together = not acquired and len(batch) == len(groups)
+                along = self._take_along(unit, perturbations, room, together)
+                bound = [(unit, base, weights), *along]
+                self._fetch_ahead(bound[-1][0])
+                if first == 0:
+                    outside = unit.block is None
+                    self._write_ahead(self._stream.borrow if outside else self._stream.acquire)
+                with self._formation.fork():
+                    for index, (_, group) in enumerate(batch):
+                        tensors = [
+                            (one, self._workspace.tensors(one, stored, flats[index]))
+                            for one, stored, flats in bound
+                        ]
+                        for one in group:
+                            for each, views in tensors:
+                                self._store.bind(each, views)
+                            one.bound = {each for each, _ in tensors}
+                            self._resume(one)
+        finally:
+            for each, _, _ in bound:
+                self._store.hide(each)
+            if acquired:
+                transfer.release(unit)
+
+    def _take_along(
+        self, unit: Unit, perturbations: Sequence[Perturbation], room: torch.Tensor, together: bool
+    ) -> list[_Bound]:
+        """What passes enter after ``unit`` without another stop, each of which takes Python time.
+
+        These are tiny units, which rest on the device, and what of the same block has arrived: its
+        buffers are free again, once there are perturbed copies.
+
+        Args:
+            unit: where passes wait.
+            perturbations: of the passes that go on now.
+            room: for copies.
+            together: whether these are all passes that wait.
+        """
+        found: list[_Bound] = []
+        if self._one_by_one:
+            return found
+        count = len(perturbations)
+        together = together and all(one.scale for one in perturbations)  # who use copies, then
+        for one in self._route.after(unit):
+            layout, transfer = self._store.layouts[one], self._workspace.transfer(one)
+            arrived = (
+                together
+                and one.block == unit.block
+                and layout.trained == layout.nbytes
+                and transfer is self._stream
+                and transfer.has_arrived(one)
+            )
+            tiny = one in self._route.tiny
+            if not (tiny or arrived) or count * layout.nbytes > room.numel():
+                break
+            base = transfer.acquire(one)
+            try:
+                copies = parts(room, count, layout.nbytes)
+                found.append((one, base, self._transform(one, base, perturbations, copies)))
+            finally:
+                transfer.release(one)
+            room = room[count * layout.nbytes :]
+        return found
+
+    def _resume(self, one: Pass) -> None:
+        for unit, tensors in self._held.get(one.perturbation, ()):
+            self._store.bind(unit, tensors)
+        with self._formation.lane(one):
+            self._lockstep.resume(one)
+
+    def _hold(self) -> None:
+        """Make a private copy of the held weights for every perturbation of the sweep."""
+        perturbations = self._changes.perturbations
+        for unit in self._route.order:
+            if not unit.held:
+                continue
+            transfer, layout = self._workspace.transfer(unit), self._store.layouts[unit]
+            base = transfer.acquire(unit)
+            copies = [torch.empty_like(base) for _ in perturbations]
+            flats = self._transform(unit, base, perturbations, copies)
+            for perturbation, flat in zip(perturbations, flats, strict=True):
+                self._held.setdefault(perturbation, []).append((unit, layout.views(flat)))
+            transfer.release(unit)
+
+    def _fetch_ahead(self, unit: Unit) -> None:
+        """Fetch what follows ``unit``; after the last one the next sweep's first."""
+        streamed = self._workspace.streamed
+        self._stream.prefetch(u for u in self._route.from_then_on(unit) if u in streamed)
+
+    # -- a unit's weights -----------------------------------------------------------------
+
+    def _transform(
+        self,
+        unit: Unit,
+        base: torch.Tensor,
+        perturbations: Sequence[Perturbation],
+        copies: Sequence[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """The weights of each perturbation: in ``copies``, or ``base`` where nothing differs.
+
+        Where the unit is due, ``base`` is updated first and brought home.
+        """
+        layout, pending = self._store.layouts[unit], self._pending
+        write = self._stores(unit)
+        lacks = bool(pending.open) or (pending.lacks(unit) > 0 and not write)
+        flats, targets = [], []
+        for perturbation, copy in zip(perturbations, copies, strict=False):
+            differs = layout.trained > 0 and (perturbation.scale != 0.0 or lacks)
+            flats.append(copy if differs else base)
+            if differs:
+                targets.append((self._changes.perturbations.index(perturbation), copy))
+        if write or targets:
+            held = pending.held(unit)
+            self._arithmetic.transform(layout, base, self._changes, held, write, targets)
+        if write:
+            self._workspace.transfer(unit).written(unit)
+            pending.wrote(unit)
+        return flats
+
+    def _is_copied(self, unit: Unit, base: torch.Tensor, flats: Sequence[torch.Tensor]) -> bool:
+        """Whether passes through ``unit`` with its weights in ``flats`` use nothing of ``base``."""
+        layout = self._store.layouts[unit]
+        return layout.trained == layout.nbytes and all(flat is not base for flat in flats)
+
+    def _stores(self, unit: Unit) -> bool:
+        """Whether a unit's updated weights have yet to replace those that are stored."""
+        return unit in self._due and self._pending.lacks(unit) > 0
+
+    def _write_ahead(self, take: Callable[[Unit], torch.Tensor]) -> None:
+        """Store the next parcel that has arrived, that is due, and that no pass has reached.
+
+        Its way home, for which the link waits when a sweep begins, starts before the passes are
+        there. One parcel for each unit that they go through: they should not be held up for long.
+        And only some for each sweep, and none where passes do not wait for the link: to update and
+        perturb a unit at once takes less.
+        """
+        fetched = self._stream.fetched() if self._ahead else ()
+        for units in fetched:
+            behind = [unit for unit in units if self._stores(unit)]
+            if not behind:
+                continue
+            if self._stream.has_arrived(behind[0]):
+                self._ahead -= 1
+                for unit in behind:
+                    self._transform(unit, take(unit), (), ())
+                    self._stream.put_back(unit)
+            return
+
+
+_Bound = tuple[Unit, torch.Tensor, list[torch.Tensor]]  # its weights as stored, and as perturbed

@@ -1,0 +1,69 @@
+"""Where sweeps work: weights at rest where a plan puts them, and what they pass through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from zo2.engine.partition import Unit
+from zo2.engine.placement import Plan
+from zo2.engine.store import Store
+from zo2.engine.transfer import InPlace, Transfer
+
+
+class Workspace:
+    """Buffers on the working device, and what brings each unit there.
+
+    Args:
+        store: where weights rest, as ``plan`` says.
+        plan: which units are streamed, and through what.
+        device: the working device.
+
+    Attributes:
+        store: as given.
+        streamed: the units that rest elsewhere than on the device.
+        stream: what brings these.
+        scratch: for perturbed copies: 1-D uint8.
+    """
+
+    def __init__(self, store: Store, plan: Plan, device: torch.device) -> None:
+        self.store = store
+        self.streamed = {unit for one in plan.parcels if one.streamed for unit in one.units}
+        self.scratch = torch.empty(plan.need.perturbed, dtype=torch.uint8, device=device)
+        self.stream = plan.transfer(store, device)
+        self._in_place = InPlace(store)
+        self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}
+
+    @property
+    def buffers(self) -> list[torch.Tensor]:
+        """The device's memory beside resident weights."""
+        return [self.scratch, *self.stream.buffers]
+
+    def transfer(self, unit: Unit) -> Transfer:
+        """What brings a unit to the device."""
+        return self.stream if unit in self.streamed else self._in_place
+
+    def tensors(self, unit: Unit, base: torch.Tensor, flat: torch.Tensor) -> list[torch.Tensor]:
+        """A unit's weights in ``flat``; the frozen ones, which have no copies, in ``base``."""
+        views = self._view(unit, flat)
+        layout = self.store.layouts[unit]
+        if flat is base or layout.trained == layout.nbytes:
+            return views
+        stored = self._view(unit, base)
+        return [
+            perturbed if trained else frozen
+            for trained, perturbed, frozen in zip(layout.trains, views, stored, strict=True)
+        ]
+
+    def _view(self, unit: Unit, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Views of a long-lived buffer, kept: the same few buffers serve every sweep."""
+        key = unit, flat.data_ptr()
+        if key not in self._views:
+            self._views[key] = self.store.layouts[unit].views(flat)
+        return self._views[key]
+
+
+def parts(buffer: torch.Tensor, count: int, nbytes: int) -> Sequence[torch.Tensor]:
+    """The first ``count`` times ``nbytes`` of a buffer."""
+    return [buffer[i * nbytes : (i + 1) * nbytes] for i in range(count)]

@@ -234,7 +234,7 @@ def test_base_stays_read_only_within_the_window():
 
 @pytest.mark.parametrize("window", [1, 3])
 def test_updates_of_what_was_fetched_ahead_go_home_while_passes_begin(window, monkeypatch):
-    from zo2.engine.transfer import HostLanes
+    from zo2.engine.lanes import HostLanes
 
     model = toy(5)
     placement = Placement(slots=2, copies=True)
@@ -259,7 +259,7 @@ def test_updates_of_what_was_fetched_ahead_go_home_while_passes_begin(window, mo
 @pytest.fixture
 def home(monkeypatch):
     """Where each copy home has gone so far, in order."""
-    from zo2.engine.transfer import HostLanes
+    from zo2.engine.lanes import HostLanes
 
     places, copied = [], HostLanes.write_back
     monkeypatch.setattr(
@@ -288,7 +288,7 @@ def test_blocks_go_home_in_turn_and_never_lack_more_than_they_may(home):
 
 
 def test_sweeps_that_wait_for_copies_bring_less_home(home, monkeypatch):
-    from zo2.engine.transfer import HostLanes
+    from zo2.engine.lanes import HostLanes
 
     model = toy(6)
     zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
@@ -312,7 +312,8 @@ def test_sweeps_that_wait_for_copies_bring_less_home(home, monkeypatch):
 
 @pytest.mark.parametrize("every", [1, 3, None])
 def test_nothing_is_stored_ahead_where_passes_do_not_wait(every, monkeypatch):
-    from zo2.engine.transfer import HostLanes, Slots
+    from zo2.engine.lanes import HostLanes
+    from zo2.engine.transfer import Slots
 
     model = toy(6)
     placement = Placement(slots=3, copies=True, write_back_every=every)
@@ -389,7 +390,7 @@ def test_it_settles_how_often_weights_go_home_where_twice_as_often_is_too_often(
 
 
 def test_a_buffer_is_filled_again_as_soon_as_copies_are_made_of_it(monkeypatch):
-    from zo2.engine.transfer import HostLanes
+    from zo2.engine.lanes import HostLanes
 
     model = toy(5)
     zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
@@ -417,7 +418,7 @@ def test_a_buffer_is_filled_again_as_soon_as_copies_are_made_of_it(monkeypatch):
 
 @pytest.mark.parametrize("slots", [2, 6])
 def test_with_two_buffers_units_go_home_one_by_one(slots, monkeypatch):
-    from zo2.engine.transfer import HostLanes
+    from zo2.engine.lanes import HostLanes
 
     model = tiny("opt")
     placement = Placement(slots=slots, copies=True)

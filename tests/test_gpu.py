@@ -353,7 +353,7 @@ def test_late_copies_and_poisoned_buffers_change_nothing(every, unit, slots, mon
     import random
 
     from zo2.engine import transfer
-    from zo2.engine.transfer import Way
+    from zo2.engine.lanes import Way
 
     model = wide()
     losses, weights = train(model, zo2=False)
@@ -381,7 +381,7 @@ def test_late_copies_and_poisoned_buffers_change_nothing(every, unit, slots, mon
 
 
 def test_what_waits_for_the_link_goes_home_more_rarely(monkeypatch):
-    from zo2.engine.transfer import Way
+    from zo2.engine.lanes import Way
 
     model = wide()
     zo2.prepare(model, zo2.ZOConfig(**CUDA, slots=2))

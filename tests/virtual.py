@@ -26,8 +26,8 @@ import zo2
 from zo2 import planning
 from zo2.assembly import arithmetic_for
 from zo2.engine import placement, transfer, zerocopy
+from zo2.engine.lanes import CudaLanes
 from zo2.engine.placement import Placement, Plan
-from zo2.engine.transfer import CudaLanes
 from zo2.engine.weights import Arithmetic
 
 
@@ -178,7 +178,7 @@ class Clock:
 
 
 class _VirtualWay:
-    """Stands for `zo2.engine.transfer.Way`."""
+    """Stands for `zo2.engine.lanes.Way`."""
 
     def __init__(self, clock: Clock, name: str, scale: float) -> None:
         self._clock, self._name, self._scale = clock, name, scale

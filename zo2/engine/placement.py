@@ -15,9 +15,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from zo2.engine.lanes import CudaLanes, HostLanes
 from zo2.engine.partition import Unit, partition
 from zo2.engine.store import Store
-from zo2.engine.transfer import CudaLanes, HostLanes, InPlace, Slots, Transfer
+from zo2.engine.transfer import InPlace, Slots, Transfer
 from zo2.errors import ConfigError, DeviceMemoryError
 
 SLACK = 100_000_000  # bytes of a budget that are left for what torch's allocator cannot use

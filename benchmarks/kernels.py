@@ -14,6 +14,7 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -47,7 +48,7 @@ KERNELS = {
 def seconds(launch: Callable[[], object], repeats: int = 20) -> float:
     """Median time of a launch on the GPU."""
     launch()  # compiles
-    times = []
+    times: list[float] = []
     for _ in range(repeats):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -58,7 +59,7 @@ def seconds(launch: Callable[[], object], repeats: int = 20) -> float:
     return statistics.median(times)
 
 
-def measure(numel: int, dtype: torch.dtype) -> list[dict[str, object]]:
+def measure(numel: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Rows of the table."""
     device = torch.device("cuda", 0)
     shape = ParameterShape(0, (numel // 5120, 5120))
@@ -68,7 +69,7 @@ def measure(numel: int, dtype: torch.dtype) -> list[dict[str, object]]:
     weights = base.view(dtype).normal_()
     numel = weights.numel()
 
-    def row(kernel: str, family: str, time: float, passes: int) -> dict[str, object]:
+    def row(kernel: str, family: str, time: float, passes: int) -> dict[str, Any]:
         bound = copy / 2 * passes
         return {"kernel": kernel, "family": family, "giga_per_second": numel / time / 1e9,
                 "time_over_bound": time / bound}  # fmt: skip

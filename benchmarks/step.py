@@ -32,9 +32,9 @@ from zo2.config.base import parse_bytes
 from zo2.directions.gpu import available
 from zo2.engine import zerocopy
 from zo2.engine.deferral import MOST
+from zo2.engine.lanes import CudaLanes, Way
 from zo2.engine.partition import partition
 from zo2.engine.store import PageLock
-from zo2.engine.transfer import CudaLanes, Way
 
 # steps before those that count, at least: by then it is settled how often weights go home
 WARM = 2 * MOST
@@ -168,13 +168,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     first = time.perf_counter()
     losses = [float(model.zo_step(micro))]
     first = time.perf_counter() - first
-    found = []
+    by_budget: list[dict[str, Any]] = []
     home, waits = _watch_ways_home(), _watch_reads()
     for budget in budgets:
         engine = model._zo.engine
         if budget != budgets[0]:
-            engine.rebudget(parse_bytes(budget))
-        found.append(
+            engine.rebudget(parse_bytes(str(budget)))
+        by_budget.append(
             seconds(lambda: losses.append(float(model.zo_step(micro))), options.steps, home.clear)
             | {
                 "budget": budget,
@@ -191,10 +191,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "activations": engine._usage.activations,
             }
         )
-        print(found[-1], file=sys.stderr, flush=True)
+        print(by_budget[-1], file=sys.stderr, flush=True)
     weights = sum(layout.nbytes for layout in engine.store.layouts.values())
     return {
-        **vars(options), "first": first, "ready": ready, "weights": weights, "found": found,
+        **vars(options), "first": first, "ready": ready, "weights": weights, "found": by_budget,
         "losses": losses[:3] + losses[-1:], "host": peak_of_host(),
     }  # fmt: skip
 
@@ -208,7 +208,7 @@ def _watch_ways_home() -> list[int]:
         home.append(to.nbytes)
         return copy(lanes, to, *others)
 
-    CudaLanes.write_back = watched  # type: ignore[method-assign]
+    CudaLanes.write_back = watched  # type: ignore[assignment,method-assign]
     return home
 
 

@@ -18,6 +18,8 @@ from torch import nn
 import zo2
 from tests.oracle import direction, is_decayed, naive_mezo, perturbed_loss
 from tests.tiny import batch, tiny
+from zo2.engine.deferral import MOST, Deferral
+from zo2.engine.lanes import HostLanes, Waits
 from zo2.engine.placement import Placement, spread
 
 CPU = {"working_device": "cpu", "seed": 7}
@@ -234,8 +236,6 @@ def test_base_stays_read_only_within_the_window():
 
 @pytest.mark.parametrize("window", [1, 3])
 def test_updates_of_what_was_fetched_ahead_go_home_while_passes_begin(window, monkeypatch):
-    from zo2.engine.lanes import HostLanes
-
     model = toy(5)
     placement = Placement(slots=2, copies=True)
     zo2.prepare(model, zo2.ZOConfig(**CPU, update_window=window), placement=placement)
@@ -259,8 +259,6 @@ def test_updates_of_what_was_fetched_ahead_go_home_while_passes_begin(window, mo
 @pytest.fixture
 def home(monkeypatch):
     """Where each copy home has gone so far, in order."""
-    from zo2.engine.lanes import HostLanes
-
     places, copied = [], HostLanes.write_back
     monkeypatch.setattr(
         HostLanes, "write_back", lambda *args: (places.append(args[1].data_ptr()), copied(*args))[1]
@@ -288,12 +286,10 @@ def test_blocks_go_home_in_turn_and_never_lack_more_than_they_may(home):
 
 
 def test_sweeps_that_wait_for_copies_bring_less_home(home, monkeypatch):
-    from zo2.engine.lanes import HostLanes
-
     model = toy(6)
     zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
     waits = 0.0
-    monkeypatch.setattr(HostLanes, "waited", lambda lanes: waits)
+    monkeypatch.setattr(HostLanes, "waits", lambda lanes: Waits(waits, 0.0))
 
     def brought_home(steps):
         counts = []
@@ -312,14 +308,13 @@ def test_sweeps_that_wait_for_copies_bring_less_home(home, monkeypatch):
 
 @pytest.mark.parametrize("every", [1, 3, None])
 def test_nothing_is_stored_ahead_where_passes_do_not_wait(every, monkeypatch):
-    from zo2.engine.lanes import HostLanes
     from zo2.engine.transfer import Slots
 
     model = toy(6)
     placement = Placement(slots=3, copies=True, write_back_every=every)
     zo2.prepare(model, zo2.ZOConfig(**CPU), placement=placement)
     ahead, waits, borrow = [], 0.5, Slots.borrow
-    monkeypatch.setattr(HostLanes, "waited", lambda lanes: waits)
+    monkeypatch.setattr(HostLanes, "waits", lambda lanes: Waits(waits, 0.0))
     monkeypatch.setattr(Slots, "borrow", lambda *args: (ahead.append(args), borrow(*args))[1])
 
     def stored_ahead(steps=4):
@@ -353,12 +348,10 @@ def test_frozen_later_keeps_what_was_not_yet_brought_home():
 
 
 def test_weights_go_home_more_rarely_while_computation_waits():
-    from zo2.engine.deferral import MOST, Deferral
-
     adapted = Deferral(None)
     assert all(adapted.is_due(number, 1) for number in range(5))
     for _ in range(10):
-        adapted.learn(0.5)
+        adapted.learn(Waits(0.5, 0.0))
     dues = []
     for _ in range(2 * MOST):
         adapted.begin()
@@ -367,31 +360,27 @@ def test_weights_go_home_more_rarely_while_computation_waits():
     assert all(sum(ever) == 2 for ever in zip(*dues, strict=True))
     assert all(adapted.is_due(number, MOST) for number in range(5))
     for _ in range(3):  # a kernel was compiled, say
-        adapted.learn(0.0)
+        adapted.learn(Waits(0.0, 0.0))
     assert sum(adapted.is_due(number, 1) for number in range(8)) == 8 // MOST
     for _ in range(20):
-        adapted.learn(0.0)
+        adapted.learn(Waits(0.0, 0.0))
     assert all(adapted.is_due(number, 1) for number in range(5))
 
 
 @given(waits=st.floats(0.07, 1.0))
 def test_it_settles_how_often_weights_go_home_where_twice_as_often_is_too_often(waits):
-    from zo2.engine.deferral import Deferral
-
     adapted = Deferral(None)
     last, each_time = 0.0, []
     for _ in range(600):
         adapted.begin()
         each_time.append(all(adapted.is_due(number, 1) for number in range(4)))
-        adapted.learn(last)  # known one sweep later
+        adapted.learn(Waits(last, 0.0))  # known one sweep later
         last = waits if each_time[-1] else 0.0
     assert sum(each_time[:20]) > 2
     assert sum(each_time[-200:]) <= 12
 
 
 def test_a_buffer_is_filled_again_as_soon_as_copies_are_made_of_it(monkeypatch):
-    from zo2.engine.lanes import HostLanes
-
     model = toy(5)
     zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
     model(**toy_batch())
@@ -418,8 +407,6 @@ def test_a_buffer_is_filled_again_as_soon_as_copies_are_made_of_it(monkeypatch):
 
 @pytest.mark.parametrize("slots", [2, 6])
 def test_with_two_buffers_units_go_home_one_by_one(slots, monkeypatch):
-    from zo2.engine.lanes import HostLanes
-
     model = tiny("opt")
     placement = Placement(slots=slots, copies=True)
     zo2.prepare(model, zo2.ZOConfig(**CPU, unit="leaf"), placement=placement)

@@ -21,6 +21,7 @@ from tests.test_engine import Toy, assert_same, toy_batch
 from tests.tiny import batch, tiny
 from tests.virtual import VirtualPlacement
 from zo2.engine import placement, transfer
+from zo2.engine.lanes import Waits
 from zo2.engine.placement import Placement
 from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
@@ -63,8 +64,8 @@ class LateLanes:
         self._some_happen()
         return event.happened
 
-    def waited(self) -> float | None:
-        return self.chance.choice((None, 0.0, 0.5))
+    def waits(self) -> Waits | None:
+        return self.chance.choice((None, Waits(0.0, 0.0), Waits(0.5, 0.0), Waits(0.0, 0.5)))
 
     def synchronize(self) -> None:
         while any(self.ways.values()):

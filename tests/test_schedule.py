@@ -134,6 +134,15 @@ def test_where_computation_limits_steps_weights_go_home_in_every_sweep(asks):
     assert streamed.settled() <= 1.01 * resident(shape, machine)
 
 
+def test_where_python_limits_steps_weights_go_home_rarely_too():
+    """Each copy takes Python's time, of which computation and the link have enough."""
+    machine = Machine(queueing=0.5e-3, passing=0.8e-3, copying=0.2e-3)
+    streamed = run(OPT_1_3B, machine)
+    assert streamed.settled() > 1.3 * machine.link(streamed.bytes("up"), streamed.bytes("home"))
+    assert streamed.bytes("home") == pytest.approx(streamed.bytes("up") / MOST)
+    assert streamed.settled() < 0.97 * run(OPT_1_3B, machine, write_back_every=1).settled()
+
+
 # -- what the harness sees ------------------------------------------------------------------
 
 

@@ -200,13 +200,13 @@ class VirtualLanes(CudaLanes):
     def __init__(self, clock: Clock, scale: float) -> None:
         self._clock = clock
         self._up, self._down = (_VirtualWay(clock, way, scale) for way in ("up", "home"))
-        self._waits, self._earlier = [], []
+        self._noted, self._earlier = [], []
 
     def computed(self) -> Event:
         return self._clock.compute(0.0)
 
     def compute_after(self, event: Event) -> None:
-        self._waits.append((self.computed(), event))
+        self.note(self.computed(), event)
         self._clock.compute(0.0, [event])
 
 

@@ -163,7 +163,7 @@ class Engine:
         """
         before, self._placement = self._placement, replace(self._placement, budget=budget)
         try:
-            with _ordinary_tensors():
+            with self._at_work():
                 self._place_anew()
         except DeviceMemoryError:
             self._placement = before
@@ -310,7 +310,7 @@ class Engine:
             )
         if not jobs:
             return []
-        with _ordinary_tensors():
+        with self._at_work():
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return self._through(jobs)  # nothing is carried out that could be learnt from
             with out_of_memory_explained(self.device):
@@ -340,8 +340,8 @@ class Engine:
                 self._take_back()
         with self._measured():
             results = self._through(jobs)
-        if (waited := self._workspace.stream.waited()) is not None and _perturbs(jobs):
-            self._deferral.learn(waited)
+        if (waits := self._workspace.stream.waits()) is not None and _perturbs(jobs):
+            self._deferral.learn(waits)
         if self._usage.learn():
             self._place_anew()
         return results
@@ -424,13 +424,22 @@ class Engine:
             one_by_one=self._recorder is not None,
         )  # fmt: skip
 
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The working device is the current one; no gradients, and no inference mode, whose tensors
+        could not be written to outside it.
+        """
+        here = torch.cuda.device(self.device) if self.device.type == "cuda" else None
+        with here or contextlib.nullcontext(), torch.inference_mode(False), torch.no_grad():
+            yield
+
     # -- between sweeps -------------------------------------------------------------------
 
     def settle(self) -> None:
         """Apply every pending update, so that the parameters hold the true weights."""
         if self._lockstep is not None:
             return
-        with _ordinary_tensors():
+        with self._at_work():
             self._take_back()
             self.pending.make_round()
             self._catch_up()
@@ -507,13 +516,6 @@ class Engine:
     def pop(self) -> None:
         """Drop the last pending update."""
         self.pending.open.pop()
-
-
-@contextlib.contextmanager
-def _ordinary_tensors() -> Iterator[None]:
-    """No gradients; and no inference mode, whose tensors could not be written to outside it."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 def _perturbs(jobs: Sequence[tuple[Perturbation, Body]]) -> bool:

@@ -6,11 +6,25 @@ All ordering is by events; nothing waits on the host inside a sweep, nor between
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 Event = Any  # torch.cuda.Event, or None where copies are synchronous
+
+
+@dataclass(frozen=True)
+class Waits:
+    """What the computation of a sweep waited for.
+
+    Attributes:
+        copies: for what share of its time it waited for copies.
+        host: for what share of the streamed units it had caught up with Python, which queues it.
+    """
+
+    copies: float
+    host: float
 
 
 class Lanes(Protocol):
@@ -30,10 +44,8 @@ class Lanes(Protocol):
         """Let computation queued from now on wait for ``event``, the end of an upload."""
         ...
 
-    def waited(self) -> float | None:
-        """For what share of the time the computation of the sweep before the one that has just been
-        queued waited for copies; ``None`` if it is not known.
-        """
+    def waits(self) -> Waits | None:
+        """Of the sweep before the one that has just been queued; ``None`` if not known."""
         ...
 
     def has_happened(self, event: Event) -> bool:
@@ -57,7 +69,7 @@ class HostLanes:
     def compute_after(self, event: Event) -> None:
         pass
 
-    def waited(self) -> float | None:
+    def waits(self) -> Waits | None:
         return None
 
     def has_happened(self, event: Event) -> bool:
@@ -83,15 +95,20 @@ class Way:
     def __init__(self, device: torch.device) -> None:
         self.stream, self._other = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self.last: Event = None
+        self._index = device.index  # torch looks up the stream of a number faster
 
     def copy(self, to: torch.Tensor, source: torch.Tensor, after: Sequence[Event]) -> Event:
-        with torch.cuda.stream(self.stream):
-            for event in (*after, self.last):
-                if event is not None:
-                    self.stream.wait_event(event)
+        for event in (*after, self.last):
+            if event is not None:
+                self.stream.wait_event(event)
+        self.last = torch.cuda.Event(enable_timing=True)
+        computing = torch.cuda.current_stream(self._index)
+        torch.cuda.set_stream(self.stream)  # `torch.cuda.stream` takes longer than the copy itself
+        try:
             to.copy_(source, non_blocking=True)
-            self.last = torch.cuda.Event(enable_timing=True)
-            self.last.record(self.stream)
+        finally:
+            torch.cuda.set_stream(computing)
+        self.last.record(self.stream)
         self.stream, self._other = self._other, self.stream
         return self.last
 
@@ -101,14 +118,15 @@ class Way:
 
 
 class CudaLanes:
-    """Copies beside the stream that computes."""
+    """Copies beside the stream that computes, on the current device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._index = device.index  # torch looks up the stream of a number faster
+        self._index = device.index
         self._up, self._down = Way(device), Way(device)
-        # of this sweep and the one before: when computation was there, and what it waited for
-        self._waits: list[tuple[Event, Event]] = []
-        self._earlier: list[tuple[Event, Event]] = []
+        # of this sweep and the one before: when computation was there, what it waited for, and
+        # whether it was where the copy before this one was needed before Python was here
+        self._noted: list[tuple[Event, Event, bool]] = []
+        self._earlier: list[tuple[Event, Event, bool]] = []
 
     def upload(self, to: torch.Tensor, source: torch.Tensor, after: Sequence[Event]) -> Event:
         return self._up.copy(to, source, after)
@@ -124,14 +142,20 @@ class CudaLanes:
         there = torch.cuda.Event(enable_timing=True)
         there.record(stream)
         stream.wait_event(event)
-        self._waits.append((there, event))
+        self.note(there, event)
 
-    def waited(self) -> float | None:
-        waits, self._earlier, self._waits = self._earlier, self._waits, []
-        if len(waits) < 2 or not all(event.query() for event in waits[-1]):
+    def note(self, there: Event, come: Event) -> None:
+        """Computation that is to be ``there`` will wait for a copy to have ``come``."""
+        caught_up = bool(self._noted) and self.has_happened(self._noted[-1][0])
+        self._noted.append((there, come, caught_up))
+
+    def waits(self) -> Waits | None:
+        noted, self._earlier, self._noted = self._earlier, self._noted, []
+        if len(noted) < 2 or not all(map(self.has_happened, noted[-1][:2])):
             return None
-        whole = waits[0][0].elapsed_time(waits[-1][0])
-        return float(sum(max(there.elapsed_time(come), 0.0) for there, come in waits) / whole)
+        whole = noted[0][0].elapsed_time(noted[-1][0])
+        copies = sum(max(there.elapsed_time(come), 0.0) for there, come, _ in noted)
+        return Waits(copies / whole, sum(caught_up for *_, caught_up in noted) / len(noted))
 
     def has_happened(self, event: Event) -> bool:
         return bool(event.query())

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import torch
 import triton
 from packaging.version import Version
 
@@ -52,7 +51,14 @@ class Launcher:
             constants: its ``tl.constexpr`` arguments, in its order.
         """
         values = tuple(constants.values())
-        alike = arguments[0].device, values, *[_kind(one) for one in arguments]
+        alike = (
+            arguments[0].device,
+            values,
+            *[
+                one > LARGEST if type(one) is int else (one.dtype, one.data_ptr() % ALIGNED == 0)
+                for one in arguments  # what of each decides which compiled kernel it suits
+            ],
+        )
         grid = programs, 1, 1
         compiled = self._compiled.get(alike)
         if compiled is None:  # as ever with Triton's interpreter, which compiles nothing
@@ -61,10 +67,3 @@ class Launcher:
             compiled[grid](*arguments, *values)
         else:
             compiled[grid](*arguments)
-
-
-def _kind(argument: Any) -> Hashable:
-    """What of an argument decides which compiled kernel it suits."""
-    if isinstance(argument, torch.Tensor):
-        return argument.dtype, argument.data_ptr() % ALIGNED == 0
-    return bool(argument > LARGEST)

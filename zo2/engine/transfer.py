@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from zo2.engine.lanes import Event, Lanes
+from zo2.engine.lanes import Event, Lanes, Waits
 from zo2.engine.partition import Unit
 from zo2.engine.store import Resting, Store
 
@@ -79,8 +79,8 @@ class Transfer(Protocol):
         """Whether nothing is fetched ahead or on its way home."""
         ...
 
-    def waited(self) -> float | None:
-        """As `zo2.engine.lanes.Lanes.waited`."""
+    def waits(self) -> Waits | None:
+        """As `zo2.engine.lanes.Lanes.waits`."""
         ...
 
 
@@ -116,7 +116,7 @@ class InPlace:
     def finish(self) -> None:
         pass
 
-    def waited(self) -> float | None:
+    def waits(self) -> Waits | None:
         return None
 
     is_idle = True
@@ -239,8 +239,8 @@ class Slots:
     def is_idle(self) -> bool:
         return not self._holding
 
-    def waited(self) -> float | None:
-        return self._lanes.waited()
+    def waits(self) -> Waits | None:
+        return self._lanes.waits()
 
     @property
     def buffers(self) -> Sequence[torch.Tensor]:

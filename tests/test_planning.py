@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import zo2
 from tests.tiny import FAMILIES, SIZES, tiny
 from zo2 import planning
+from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import Usage
 from zo2.engine.placement import Placement
 from zo2.loading import longest
@@ -39,7 +42,7 @@ def test_budgets_move_less_the_larger_they_are(opt):
 
 def test_more_passes_cost_compute_and_no_copies():
     built = planning.build("opt-125m", "float16")
-    placement = Placement()
+    placement = Placement(write_back_every=1)
     few, many = (
         planning.predict(planning.work(built, "block", 1, 128, passes), placement)
         for passes in (2, 9)
@@ -54,6 +57,20 @@ def test_more_buffers_keep_the_link_busier_between_sweeps():
     three, five, eight = (planning.predict(step, Placement(slots=n)) for n in (3, 5, 8))
     assert three.link == five.link == eight.link
     assert three.seconds > five.seconds > eight.seconds >= eight.link
+
+
+@pytest.mark.parametrize(
+    ("link", "gpu", "python", "rarely"),
+    [(1e9, 1e15, 1e-9, True), (1e15, 1e9, 1e-9, False), (1e15, 1e15, 1e-3, True)],
+    ids=["link", "GPU", "Python"],
+)
+def test_weights_go_home_by_what_limits_steps(link, gpu, python, rarely, opt):
+    machine = replace(
+        planning.H200, up=link, both=0.9 * link, compute=gpu, noise=gpu, again=gpu, visit=python,
+        block=python, boundary=0.0,
+    )  # fmt: skip
+    found = planning.predict(opt, Placement(slots=3), machine)
+    assert found.every == (MOST if rarely else 1)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f in ("llama", "opt", "qwen3", "gpt2")])

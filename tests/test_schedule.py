@@ -9,8 +9,9 @@ from functools import cache
 import pytest
 
 from tests.test_engine import assert_same
-from tests.virtual import OPT_1_3B, OPT_13B, Clock, Machine, train
+from tests.virtual import OPT_1_3B, OPT_13B, Clock, Machine, VirtualLanes, train
 from zo2.engine.deferral import MOST
+from zo2.engine.lanes import Waits
 from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
 
@@ -141,6 +142,18 @@ def test_where_python_limits_steps_weights_go_home_rarely_too():
     assert streamed.settled() > 1.3 * machine.link(streamed.bytes("up"), streamed.bytes("home"))
     assert streamed.bytes("home") == pytest.approx(streamed.bytes("up") / MOST)
     assert streamed.settled() < 0.97 * run(OPT_1_3B, machine, write_back_every=1).settled()
+
+
+@pytest.mark.parametrize(("units", "host"), [(12, 11 / 12), (4, 0.0)], ids=["many", "few"])
+def test_units_that_are_far_apart_do_not_tell_whether_python_is_behind(units, host):
+    lanes = VirtualLanes(Clock(H200), scale=1.0)
+    for _ in range(2):  # it is known of the sweep before the last one
+        assert lanes.waits() is None
+        for _ in range(units):
+            lanes.compute_after(lanes.computed())
+            lanes._clock.python(1.0)
+    lanes.waits()
+    assert lanes.waits() == Waits(copies=0.0, host=pytest.approx(host))
 
 
 # -- what the harness sees ------------------------------------------------------------------

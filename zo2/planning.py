@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from zo2 import loading
 from zo2.engine.deferral import MOST
-from zo2.engine.devicememory import PAGE_TABLE
+from zo2.engine.devicememory import page_tables
 from zo2.engine.partition import Unit, partition
 from zo2.engine.placement import Placement, Plan, tiny_ones
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
@@ -315,7 +315,7 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
     """
     plan = placement.plan(step.units, "cuda", machine.context, step.activations)
     # page tables take room, for which more may have to be streamed
-    while (context := machine.context + int(PAGE_TABLE * plan.streamed)) > plan.need.context:
+    while (context := machine.context + page_tables(plan.streamed_nbytes)) > plan.need.context:
         plan = placement.plan(step.units, "cuda", context, step.activations)
     chosen = placement.write_back_every
     every = range(1, MOST + 1) if chosen is None else (chosen,)
@@ -345,7 +345,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     units = step.units
     streamed = [parcel for parcel in plan.parcels if parcel.streamed]
     trained = [parcel for parcel in streamed if any(unit.trainable for unit in parcel.units)]
-    up = plan.streamed
+    up = plan.streamed_nbytes
     down = sum(parcel.nbytes for parcel in trained) // every
     link = link_time(up, down, machine.up, machine.both)
     if plan.slots == 2:

@@ -12,7 +12,12 @@ from zo2.errors import DeviceMemoryError
 # The context of a process that uses nothing but this engine stays below this, apart from page
 # tables; more is another process's, which the driver does not tell apart.
 LARGEST_CONTEXT = 5 << 28
-PAGE_TABLE = 8 / 4096  # bytes of the device's memory for each page-locked byte of the host's
+PAGE, PAGE_ENTRY = 4096, 8  # bytes of a page-locked page, and of its entry in the device's memory
+
+
+def page_tables(page_locked: int) -> int:
+    """Bytes of the device's memory that go with so many page-locked ones of the host's."""
+    return page_locked * PAGE_ENTRY // PAGE
 
 
 class Usage:
@@ -41,7 +46,7 @@ class Usage:
             return 0
         free, total = torch.cuda.mem_get_info(self._device)
         reserved = torch.cuda.memory_reserved(self._device)
-        largest = LARGEST_CONTEXT + int(PAGE_TABLE * self.page_locked)
+        largest = LARGEST_CONTEXT + page_tables(self.page_locked)
         return min(max(total - free - reserved, 0), largest)
 
     def others(self, own: int, to_lock: int = 0) -> int:
@@ -54,7 +59,7 @@ class Usage:
         if self._device.type != "cuda":
             return 0
         tensors = max(torch.cuda.memory_allocated(self._device) - own, 0)
-        return self.context() + tensors + int(PAGE_TABLE * to_lock)
+        return self.context() + tensors + page_tables(to_lock)
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:

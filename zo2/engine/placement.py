@@ -83,7 +83,12 @@ class Plan:
     need: Need
 
     @property
-    def streamed(self) -> int:
+    def streamed(self) -> set[Unit]:
+        """What rests in host memory."""
+        return {unit for one in self.parcels if one.streamed for unit in one.units}
+
+    @property
+    def streamed_nbytes(self) -> int:
         """Bytes of what rests in host memory."""
         return sum(one.nbytes for one in self.parcels if one.streamed)
 
@@ -96,11 +101,10 @@ class Plan:
 
     def transfer(self, store: Store, device: torch.device) -> Transfer:
         """What brings the streamed units to ``device``."""
-        streamed = {unit for one in self.parcels if one.streamed for unit in one.units}
-        if not streamed or not self.slots:
+        if not self.streamed or not self.slots:
             return InPlace(store)
         lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
-        return Slots(store, streamed, self.slots, device, lanes)
+        return Slots(store, self.streamed, self.slots, device, lanes)
 
 
 @dataclass(frozen=True)

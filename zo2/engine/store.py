@@ -50,6 +50,11 @@ class Layout:
                 self.trained = self.nbytes
         self.offsets = [offsets[weight] for weight in weights]
 
+    @property
+    def has_frozen(self) -> bool:
+        """Whether there are bytes that no update changes."""
+        return self.trained < self.nbytes
+
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """The weights within ``flat`` (1-D uint8, at least `nbytes` long), in their shapes."""
         return [

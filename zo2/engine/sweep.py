@@ -7,7 +7,6 @@ passes that take different ways (another expert, a skipped block) meet again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from itertools import groupby
 
 import torch
@@ -42,10 +41,10 @@ class Sweep:
         workspace: Workspace,
         arithmetic: Arithmetic,
         pending: Pending,
-        perturbations: Iterable[Perturbation] = (),
-        due: AbstractSet[Unit] = frozenset(),
-        ahead: int = 0,
-        one_by_one: bool = False,
+        perturbations: Iterable[Perturbation],
+        due: set[Unit],
+        ahead: int,
+        one_by_one: bool,
     ) -> None:
         self._route, self._workspace, self._arithmetic = route, workspace, arithmetic
         self._store, self._stream = workspace.store, workspace.stream
@@ -156,7 +155,7 @@ class Sweep:
             arrived = (
                 together
                 and one.block == unit.block
-                and layout.trained == layout.nbytes
+                and not layout.has_frozen
                 and transfer is self._stream
                 and transfer.has_arrived(one)
             )
@@ -229,8 +228,8 @@ class Sweep:
 
     def _is_copied(self, unit: Unit, base: torch.Tensor, flats: Sequence[torch.Tensor]) -> bool:
         """Whether passes through ``unit`` with its weights in ``flats`` use nothing of ``base``."""
-        layout = self._store.layouts[unit]
-        return layout.trained == layout.nbytes and all(flat is not base for flat in flats)
+        frozen = self._store.layouts[unit].has_frozen
+        return not frozen and all(flat is not base for flat in flats)
 
     def _stores(self, unit: Unit) -> bool:
         """Whether a unit's updated weights have yet to replace those that are stored."""

@@ -29,7 +29,7 @@ class Workspace:
 
     def __init__(self, store: Store, plan: Plan, device: torch.device) -> None:
         self.store = store
-        self.streamed = {unit for one in plan.parcels if one.streamed for unit in one.units}
+        self.streamed = plan.streamed
         self.scratch = torch.empty(plan.need.perturbed, dtype=torch.uint8, device=device)
         self.stream = plan.transfer(store, device)
         self._in_place = InPlace(store)
@@ -48,7 +48,7 @@ class Workspace:
         """A unit's weights in ``flat``; the frozen ones, which have no copies, in ``base``."""
         views = self._view(unit, flat)
         layout = self.store.layouts[unit]
-        if flat is base or layout.trained == layout.nbytes:
+        if flat is base or not layout.has_frozen:
             return views
         stored = self._view(unit, base)
         return [

@@ -21,6 +21,8 @@ from tests.tiny import batch, tiny
 from zo2.engine.deferral import MOST, Deferral
 from zo2.engine.lanes import HostLanes, Waits
 from zo2.engine.placement import Placement, spread
+from zo2.engine.sweep import Sweep
+from zo2.engine.transfer import Slots
 
 CPU = {"working_device": "cpu", "seed": 7}
 
@@ -235,7 +237,7 @@ def test_base_stays_read_only_within_the_window():
 
 
 @pytest.mark.parametrize("window", [1, 3])
-def test_updates_of_what_was_fetched_ahead_go_home_while_passes_begin(window, monkeypatch):
+def test_updates_of_what_was_fetched_ahead_go_home_once_passes_are_at_a_block(window, monkeypatch):
     model = toy(5)
     placement = Placement(slots=2, copies=True)
     zo2.prepare(model, zo2.ZOConfig(**CPU, update_window=window), placement=placement)
@@ -244,15 +246,15 @@ def test_updates_of_what_was_fetched_ahead_go_home_while_passes_begin(window, mo
     monkeypatch.setattr(
         HostLanes, "write_back", lambda *args: (happened.append("home"), copied(*args))[1]
     )
-    model.embed.register_forward_pre_hook(lambda *args: happened.append("embedding"))
-    model.layers[0].register_forward_pre_hook(lambda *args: happened.append("block"))
+    for name, module in (("embedding", model.embed), ("block", model.layers[0])):
+        module.register_forward_hook(lambda *args, name=name: happened.append(name))
     for number in range(7):
         happened.clear()
         model(**toy_batch())
         written = number > 0 and number % window == 0
         if number > 0:  # no recording
             ahead = ["home"] * (2 if written else 0)
-            assert happened[: happened.index("block")] == ahead + ["embedding"] * 2, number
+            assert happened[: happened.index("block")] == ["embedding"] * 2 + ahead, number
         assert happened.count("home") == (5 if written else 0), number
 
 
@@ -308,14 +310,25 @@ def test_sweeps_that_wait_for_copies_bring_less_home(home, monkeypatch):
 
 @pytest.mark.parametrize("every", [1, 3, None])
 def test_nothing_is_stored_ahead_where_passes_do_not_wait(every, monkeypatch):
-    from zo2.engine.transfer import Slots
-
     model = toy(6)
     placement = Placement(slots=3, copies=True, write_back_every=every)
     zo2.prepare(model, zo2.ZOConfig(**CPU), placement=placement)
-    ahead, waits, borrow = [], 0.5, Slots.borrow
+    ahead, waits, reached = [], 0.5, set()
     monkeypatch.setattr(HostLanes, "waits", lambda lanes: Waits(waits, 0.0))
-    monkeypatch.setattr(Slots, "borrow", lambda *args: (ahead.append(args), borrow(*args))[1])
+    visit, written = Sweep._visit, Slots.written
+
+    def visiting(sweep, unit, passes):
+        reached.add(unit)
+        visit(sweep, unit, passes)
+        reached.discard(unit)
+
+    def writing(slots, unit):
+        if unit not in reached:
+            ahead.append(unit)
+        written(slots, unit)
+
+    monkeypatch.setattr(Sweep, "_visit", visiting)
+    monkeypatch.setattr(Slots, "written", writing)
 
     def stored_ahead(steps=4):
         for _ in range(2):

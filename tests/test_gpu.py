@@ -358,7 +358,6 @@ def test_late_copies_and_poisoned_buffers_change_nothing(every, unit, slots, mon
     model = wide()
     losses, weights = train(model, zo2=False)
     monkeypatch.setattr(transfer, "PIECE", 1 << 20)  # several of a block
-    monkeypatch.setattr(transfer, "PIECE_BEFORE_PASSES", 1 << 19)
     chance = random.Random(slots)
     copied = Way.copy
 

@@ -104,7 +104,6 @@ def train(model, steps=8, inputs=None, placement=None, **settings):
 def late(monkeypatch):
     """Trains with copies that happen by chance, cut into pieces of a page."""
     monkeypatch.setattr(transfer, "PIECE", 8192)
-    monkeypatch.setattr(transfer, "PIECE_BEFORE_PASSES", 4096)
 
     def trained(model, seed, **settings):
         lanes = partial(LateLanes, random.Random(seed))

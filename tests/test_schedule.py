@@ -162,14 +162,13 @@ def test_units_that_are_far_apart_do_not_tell_whether_python_is_behind(units, ho
 @pytest.mark.parametrize(
     ("owner", "name", "instead", "slower"),
     [
-        (Sweep, "_write_ahead", lambda self, take: None, 1.01),
+        (Sweep, "_write_ahead", lambda self: None, 1.01),
         (Sweep, "_is_copied", lambda *args: False, 1.01),
         (Slots, "prefetch", lambda self, units: None, 1.08),
     ],
     ids=["nothing written ahead", "released after passes", "nothing fetched ahead"],
 )
 def test_a_worse_schedule_takes_longer(owner, name, instead, slower, monkeypatch):
-    where = {"slots": 3, "write_back_every": 1}
-    before = run(OPT_1_3B, H200, **where).settled()
+    before = run(OPT_1_3B, H200, slots=3).settled()
     monkeypatch.setattr(owner, name, instead)
-    assert train(OPT_1_3B, H200, **where).settled() > slower * before
+    assert train(OPT_1_3B, H200, slots=3).settled() > slower * before

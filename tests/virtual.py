@@ -343,7 +343,7 @@ def train(
         patch.setattr(zerocopy, "read", read)
         patch.setattr("zo2.prepared.arithmetic_for", arithmetic)
         for module, names in (
-            (transfer, ("PIECE", "PIECE_BEFORE_PASSES")),
+            (transfer, ("PIECE",)),
             (placement, ("IN_FLIGHT", "IN_FLIGHT_WITHIN_BUDGET", "SLACK")),
         ):
             for name in names:

@@ -6,7 +6,7 @@ passes that take different ways (another expert, a skipped block) meet again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import torch
@@ -60,7 +60,6 @@ class Sweep:
             formation: how they go through a unit.
         """
         self._lockstep, self._formation = lockstep, formation
-        self._write_ahead(self._stream.borrow)
         for unit in self._route.order:
             self._store.hide(unit)
         self._hold()
@@ -111,9 +110,8 @@ class Sweep:
                 along = self._take_along(unit, perturbations, room, together)
                 bound = [(unit, base, weights), *along]
                 self._fetch_ahead(bound[-1][0])
-                if first == 0:
-                    outside = unit.block is None
-                    self._write_ahead(self._stream.borrow if outside else self._stream.acquire)
+                if first == 0 and transfer is self._stream:
+                    self._write_ahead()
                 with self._formation.fork():
                     for index, (_, group) in enumerate(batch):
                         tensors = [
@@ -235,13 +233,13 @@ class Sweep:
         """Whether a unit's updated weights have yet to replace those that are stored."""
         return unit in self._due and self._pending.lacks(unit) > 0
 
-    def _write_ahead(self, take: Callable[[Unit], torch.Tensor]) -> None:
+    def _write_ahead(self) -> None:
         """Store the next parcel that has arrived, that is due, and that no pass has reached.
 
-        Its way home, for which the link waits when a sweep begins, starts before the passes are
-        there. One parcel for each unit that they go through: they should not be held up for long.
-        And only some for each sweep, and none where passes do not wait for the link: to update and
-        perturb a unit at once takes less.
+        Its way home, for which the link may wait, starts before the passes are there. One parcel
+        for each that they go through: they should not be held up for long, least of all on their
+        way to the first one, when a GPU waits for Python. And only some for each sweep, and none
+        where passes do not wait for the link: to update and perturb a unit at once takes less.
         """
         fetched = self._stream.fetched() if self._ahead else ()
         for units in fetched:
@@ -251,7 +249,7 @@ class Sweep:
             if self._stream.has_arrived(behind[0]):
                 self._ahead -= 1
                 for unit in behind:
-                    self._transform(unit, take(unit), (), ())
+                    self._transform(unit, self._stream.acquire(unit), (), ())
                     self._stream.put_back(unit)
             return
 

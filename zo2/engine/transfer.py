@@ -20,9 +20,7 @@ from zo2.engine.partition import Unit
 from zo2.engine.store import Resting, Store
 
 # Bytes of a copy home: what a model asks the device for waits for one or two of them (2 ms each).
-# Passes that have not begun should hardly wait, but pieces finer than half a millisecond take too
-# long to queue.
-PIECE, PIECE_BEFORE_PASSES = 100_000_000, 25_000_000
+PIECE = 100_000_000
 
 
 class Transfer(Protocol):
@@ -46,13 +44,6 @@ class Transfer(Protocol):
 
     def has_arrived(self, unit: Unit) -> bool:
         """Whether a unit that the sweep is yet to reach is on the device, ready for use."""
-        ...
-
-    def borrow(self, unit: Unit) -> torch.Tensor:
-        """As `acquire`, for a unit that was fetched ahead and that no pass has reached.
-
-        It will go home in small pieces: what passes ask the device for meanwhile gets in between.
-        """
         ...
 
     def put_back(self, unit: Unit) -> None:
@@ -94,8 +85,6 @@ class InPlace:
     def acquire(self, unit: Unit) -> torch.Tensor:
         return self._store.flats[unit]
 
-    borrow = acquire
-
     def written(self, unit: Unit) -> None:
         pass
 
@@ -128,7 +117,6 @@ class _Slot:
     buffer: torch.Tensor
     parcel: Resting | None = None
     acquired: bool = False
-    borrowed: bool = False
     to_come: set[Unit] = field(default_factory=set)  # units that the sweep has yet to reach
     reached: bool = False  # whether it has reached any
     ready: Event = None
@@ -202,14 +190,9 @@ class Slots:
         slot = self._holding.get(self._store.resting[unit])
         return bool(slot and unit in slot.to_come and self._lanes.has_happened(slot.ready))
 
-    def borrow(self, unit: Unit) -> torch.Tensor:
-        base = self.acquire(unit)
-        self._holding[self._store.resting[unit]].borrowed = True
-        return base
-
     def put_back(self, unit: Unit) -> None:
         slot = self._holding[self._store.resting[unit]]
-        slot.acquired = slot.borrowed = False
+        slot.acquired = False
         slot.used = self._lanes.computed()
 
     def prefetch(self, units: Iterable[Unit]) -> None:
@@ -229,7 +212,7 @@ class Slots:
         self._lanes.synchronize()
         for slot in self._slots:
             slot.parcel, slot.to_come = None, set()
-            slot.acquired = slot.borrowed = False
+            slot.acquired = False
             slot.ready = slot.used = None
             slot.saving = {}
         self._holding.clear()
@@ -293,8 +276,7 @@ class Slots:
             for unit, bounds in parcel.bounds.items()
             if unit in slot.unsaved
         )
-        size = PIECE_BEFORE_PASSES if slot.borrowed else PIECE
-        for piece in (piece for part in parts for piece in _pieces(part, size)):
+        for piece in (piece for part in parts for piece in _pieces(part, PIECE)):
             done = self._lanes.write_back(parcel.flat[piece], slot.buffer[piece], after)
             self._home[parcel] = done
             slot.saving.pop(piece.start, None)

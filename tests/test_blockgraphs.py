@@ -7,6 +7,7 @@ they were recorded with, and knows nothing of Python or of modules.
 from __future__ import annotations
 
 import copy
+import random
 from functools import partial
 
 import pytest
@@ -80,6 +81,7 @@ def stepping(model, slots=3, **settings):
 
 def trained(model, inputs, steps=6, **settings):
     torch.manual_seed(1)
+    random.seed(1)
     model = stepping(copy.deepcopy(model), **settings)
     losses = [model(**inputs(model, step)).item() for step in range(steps)]
     return losses, model.state_dict()
@@ -162,6 +164,10 @@ def draws(block, x):
     return x + 0.1 * torch.rand_like(x)
 
 
+def draws_in_python(block, x):
+    return x + 0.1 * random.random()
+
+
 def asks(block, x):
     return x if x.sum().item() > 0 else -x
 
@@ -180,7 +186,9 @@ def toy(extra):
     return Toy([Block(extra) for _ in range(4)], width=8).eval()
 
 
-@pytest.mark.parametrize("extra", [writes_to_its_argument, draws, asks, sets_an_attribute])
+@pytest.mark.parametrize(
+    "extra", [writes_to_its_argument, draws, draws_in_python, asks, sets_an_attribute]
+)
 def test_blocks_that_no_graph_can_stand_for_run_as_they_are(extra, compared, caplog):
     assert compared(toy(extra), lambda model, step: toy_batch(seed=step)) == 0
     assert ("cannot be a CUDA graph" in caplog.text) == (extra is asks)
@@ -246,6 +254,41 @@ def test_no_more_graphs_are_made_than_there_is_room_for(compared, tapes, monkeyp
     monkeypatch.setattr("zo2.engine.blockgraphs.MOST", 3)
     compared(toy(is_plain), lambda model, step: toy_batch(seed=step))
     assert len(tapes) == 3
+
+
+def test_calls_that_differ_each_time_are_not_remembered_for_ever(tapes, monkeypatch):
+    monkeypatch.setattr("zo2.engine.blockgraphs.MOST_KINDS", 10)
+    model = stepping(toy(is_plain))
+    for step in range(6):
+        for module in model.modules():
+            if isinstance(module, Block):
+                module.scale = 1.0 + step
+        model(**toy_batch(seed=step))
+    assert len(model._zo.engine._graphs._known) == 10
+    assert sum(tapes.values()) > 0
+
+
+@pytest.mark.parametrize("patience", [2, 5])
+def test_calls_are_captured_once_there_have_been_enough_that_are_alike(patience):
+    model = zo2.prepare(toy(is_plain), zo2.ZOConfig(**CPU), placement=Placement(copies=True))
+    reference = zo2.prepare(toy(is_plain), zo2.ZOConfig(**CPU), placement=Placement(copies=True))
+    engine = model._zo.engine
+    tapes, counts = [], []
+
+    def capture(work):
+        tapes.append(Tape(work))
+        return tapes[-1]
+
+    for step in range(12):
+        if step == 3:
+            engine.replay_blocks(lambda: BlockGraphs(engine.device, capture, patience))
+        one = toy_batch(seed=step)
+        if step % 4 == 0:  # another shape, which comes in steps 4 and 8
+            one = {name: value[:1, :3] for name, value in one.items()}
+        assert model(**one).item() == reference(**one).item()
+        counts.append(len(tapes))
+    # of four blocks, each of which two passes enter in each step with weights at one place
+    assert counts == {2: [0] * 5 + [4] * 3 + [8] * 4, 5: [0] * 6 + [4] * 6}[patience]
 
 
 def test_leaves_are_not_replayed(compared):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 import zo2
 from tests.oracle import direction
 from tests.tiny import batch, tiny
+from zo2 import assembly, hostbound
 from zo2.engine import zerocopy
 from zo2.engine.capturing import CaptureError, CudaCapture
 
@@ -536,6 +538,25 @@ def test_passes_through_streamed_blocks_are_replayed_bit_for_bit(family, dtype, 
         assert others == losses, settings
         assert all(torch.equal(weights[name], found[name]) for name in weights), settings
         assert len(replayed) > 100
+
+
+def test_steps_that_wait_for_the_host_are_replayed_bit_for_bit_unasked(
+    replayed, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO, "zo2")
+    model = wide()
+    losses, weights = train(model, cuda_graphs=False)
+    monkeypatch.setattr(hostbound, "STEPS", 3)
+    monkeypatch.setattr(hostbound, "SHARE", float("inf"))
+    monkeypatch.setattr(assembly, "PATIENCE", 4)
+    for settings, replays in (({}, True), ({"device_memory_budget": "20GB"}, False)):
+        replayed.clear()
+        caplog.clear()
+        others, found = train(model, **settings)
+        assert others == losses, settings
+        assert all(torch.equal(weights[name], found[name]) for name in weights), settings
+        assert bool(replayed) == replays, settings
+        assert caplog.text.count("as CUDA graphs from now on") == replays, settings
 
 
 def test_replayed_blocks_within_a_budget(replayed):

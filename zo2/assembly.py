@@ -12,15 +12,18 @@ from torch import nn
 from zo2.config import ZOSettings
 from zo2.config.base import parse_bytes
 from zo2.directions import get_family, gpu
-from zo2.engine.blockgraphs import BlockGraphs
+from zo2.engine.blockgraphs import PATIENCE, BlockGraphs
 from zo2.engine.capturing import CudaCapture
 from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement, unit_sizes_to_try
 from zo2.engine.weights import Arithmetic, TorchArithmetic
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
+from zo2.hostbound import HostBound
 
 if TYPE_CHECKING:
     from zo2.engine.replay import Replays
+
+SPARE = 1 / 10  # of the device's memory, which should be free before graphs take some unasked
 
 
 def check_model(model: nn.Module) -> None:
@@ -189,10 +192,26 @@ def replays_of(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> Re
     return None
 
 
-def may_replay(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> bool:
-    """Whether CUDA graphs are not asked for, but would be possible."""
-    if config.cuda_graphs or engine.device.type != "cuda":
+def host_bound(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> HostBound | None:
+    """What looks after steps that wait for the host, where CUDA graphs are possible.
+
+    Passes through streamed blocks are replayed without being asked to: they keep their bits. Within
+    a budget, graphs would take memory that weights have.
+    """
+    if config.cuda_graphs is not None or engine.device.type != "cuda":
+        return None
+    if engine.streams and engine.has_whole_blocks:
+        unbounded = config.device_memory_budget is None
+        return HostBound(lambda: unbounded and _replay_blocks(engine))
+    if engine.streams or isinstance(arithmetic, TorchArithmetic):
+        return None
+    return HostBound(lambda: False)
+
+
+def _replay_blocks(engine: Engine) -> bool:
+    """Begin to replay passes through streamed blocks, if there is memory to spare."""
+    free, total = torch.cuda.mem_get_info(engine.device)
+    if free < SPARE * total:
         return False
-    if engine.streams:
-        return engine.has_whole_blocks
-    return not isinstance(arithmetic, TorchArithmetic)
+    engine.replay_blocks(lambda: BlockGraphs(engine.device, CudaCapture(engine.device), PATIENCE))
+    return True

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from zo2.assembly import arithmetic_for, engine_for, may_replay, replays_of, working_device
+from zo2.assembly import arithmetic_for, engine_for, host_bound, replays_of, working_device
 from zo2.config import ZOSettings
 from zo2.engine import zerocopy
 from zo2.engine.eager import never_compiled
 from zo2.engine.placement import Placement
 from zo2.errors import DataError, NonFiniteLossError
-from zo2.hostbound import HostBound
 from zo2.logits import Head
 from zo2.losses import LossHooks, forward_with_loss, model_arguments
 from zo2.methods import Perturbation, get_method
@@ -59,7 +58,7 @@ class ZOState:
         self._head = Head(find_head())
         self.engine.before_pause = self._head.compute_all
         self._replays = replays_of(config, self.engine, arithmetic)
-        self._host = HostBound() if may_replay(config, self.engine, arithmetic) else None
+        self._host = host_bound(config, self.engine, arithmetic)
         trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = ZOOptimizer(trainable, config, self.engine, seed)
         self._attach()

@@ -155,11 +155,12 @@ ResidentOption = Annotated[
     typer.Option("--resident", rich_help_panel=MACHINE, help="Keep all weights on the device."),
 ]
 GraphsOption = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--cuda-graphs", rich_help_panel=MACHINE,
+        "--cuda-graphs/--no-cuda-graphs", rich_help_panel=MACHINE,
         help="Replay steps, or passes through streamed blocks, as CUDA graphs: for small resident "
-        "models, and for hosts that are slower than the link.",
+        "models, and for hosts that are slower than the link (default: passes through streamed "
+        "blocks, once steps have waited for the host).",
     ),
 ]  # fmt: skip
 OverwriteOption = Annotated[

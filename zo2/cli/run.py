@@ -195,7 +195,7 @@ def run(
     unit: UnitOption = None,
     device_memory: MemoryOption = None,
     resident: ResidentOption = False,
-    cuda_graphs: GraphsOption = False,
+    cuda_graphs: GraphsOption = None,
     output: Annotated[
         Path | None,
         typer.Option(

@@ -132,7 +132,7 @@ def train(
     unit: UnitOption = None,
     device_memory: MemoryOption = None,
     resident: ResidentOption = False,
-    cuda_graphs: GraphsOption = False,
+    cuda_graphs: GraphsOption = None,
     output: Annotated[
         Path | None,
         typer.Option(

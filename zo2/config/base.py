@@ -48,7 +48,8 @@ class ZOSettings:
             are on the GPU, whole steps: several times faster for small models; some models then
             choose other kernels, so losses may differ by rounding. Where weights are streamed,
             passes through whole blocks, bit for bit. Takes as much device memory again as passes
-            need.
+            need. ``None`` begins with passes through streamed blocks once steps have waited for
+            the host, if there is no budget and a tenth of the GPU's memory is free.
         offload_embeddings: stream also what lies outside the blocks (embeddings, head); a memory
             budget that is too small for these does so by itself.
         direction: family of the random direction z: ``"gaussian"``, ``"rademacher"``,
@@ -79,7 +80,7 @@ class ZOSettings:
     unit: str | None = None
     device_memory_budget: int | str | None = None
     offload_embeddings: bool = False
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
     direction: str = "gaussian"
     seed: int | None = None
     update_window: int = 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,10 @@ logger = logging.getLogger("zo2")
 Forward = Callable[..., Any]
 
 MOST = 1024  # graphs, of some hundred kilobytes of device memory each
+MOST_KINDS = 4 * MOST  # of calls that are told apart
+# Calls that are alike until one is captured, which takes as long as so many: a graph for a batch of
+# a shape that hardly comes again is not worth it.
+PATIENCE = 64
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 _CONTAINERS = (tuple, list, dict, set, frozenset)
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
@@ -45,15 +50,19 @@ class _Kind:
     """Calls of one block that are alike but for the addresses of its weights.
 
     Attributes:
-        inputs: where graphs read the arguments' tensors.
+        result: what a call returns, with tensors of no memory in it.
+        returned: these tensors.
+        calls: how many there have been.
+        inputs: where graphs read the arguments' tensors, once there are graphs.
         outputs: where they leave the results'.
-        result: what a call returns, with ``outputs`` in it.
         replays: by the addresses of weights.
     """
 
-    inputs: list[torch.Tensor]
-    outputs: list[torch.Tensor]
     result: Any
+    returned: list[torch.Tensor]
+    calls: int = 1
+    inputs: list[torch.Tensor] = field(default_factory=list)
+    outputs: list[torch.Tensor] = field(default_factory=list)
     replays: dict[tuple[int, ...], Replay] = field(default_factory=dict)
 
 
@@ -101,14 +110,19 @@ class BlockGraphs:
     Args:
         device: where passes run.
         capture: what captures a call.
+        patience: calls that are alike until one is captured.
+
+    Attributes:
+        count: of graphs.
     """
 
-    def __init__(self, device: torch.device, capture: Capture) -> None:
-        self._device, self._capture = device, capture
+    def __init__(self, device: torch.device, capture: Capture, patience: int = 1) -> None:
+        self._device, self._capture, self._patience = device, capture, patience
         self._known: dict[Hashable, _Kind | None] = {}
         # equal blocks share memory for what they read and leave: one is through before the next
         self._places: dict[Hashable, list[torch.Tensor]] = {}
-        self._count = 0
+        self.count = 0
+        self._stand_ins: dict[nn.Module, _StandIn] = {}
 
     @contextlib.contextmanager
     def standing_in(self, blocks: Sequence[nn.Module], lockstep: Lockstep) -> Iterator[None]:
@@ -117,7 +131,9 @@ class BlockGraphs:
         for module in blocks:
             if module._compiled_call_impl is None:  # compiled code has graphs of its own
                 before.append((module.__dict__, module.__dict__.get("forward")))
-                module.__dict__["forward"] = self._instead_of(module, lockstep)
+                if module not in self._stand_ins:
+                    self._stand_ins[module] = _StandIn(module, self._call)
+                self._stand_ins[module].begin(lockstep)
         try:
             yield
         finally:
@@ -126,17 +142,6 @@ class BlockGraphs:
                 if forward is not None:
                     attributes["forward"] = forward
 
-    def _instead_of(self, module: nn.Module, lockstep: Lockstep) -> Forward:
-        forward, block = module.forward, None
-
-        @never_compiled
-        def replayed(*args: Any, **kwargs: Any) -> Any:
-            nonlocal block
-            block = block or _Block.look_at(module, forward)
-            return self._call(block, lockstep, args, kwargs)
-
-        return replayed
-
     def _call(self, block: _Block, lockstep: Lockstep, args: Any, kwargs: Any) -> Any:
         """What ``block.forward(*args, **kwargs)`` returns."""
         tensors: list[torch.Tensor] = []
@@ -144,17 +149,21 @@ class BlockGraphs:
             kind = self._kind_of(block, lockstep, (args, kwargs), tensors)
         except _UnlikeError:
             return block.forward(*args, **kwargs)
-        if kind not in self._known:
+        if kind not in self._known and len(self._known) < MOST_KINDS:
             result, self._known[kind] = self._first(block, lockstep, args, kwargs, tensors)
             return result
-        known = self._known[kind]
+        known = self._known.get(kind)
         if known is None:
             return block.forward(*args, **kwargs)
-        torch._foreach_copy_(known.inputs, [_core(tensor) for tensor in tensors])
-        replay = self._replay(known, block, (args, kwargs))
+        known.calls += 1
+        if known.calls <= self._patience:
+            return block.forward(*args, **kwargs)
+        sources = [_core(tensor) for tensor in tensors]
+        replay = self._replay(known, block, (args, kwargs), sources)
         if replay is None:
             self._known[kind] = None
             return block.forward(*args, **kwargs)
+        torch._foreach_copy_(known.inputs, sources)
         replay()
         return _put_together(known.result, iter([place.clone() for place in known.outputs]))
 
@@ -213,31 +222,31 @@ class BlockGraphs:
         returned: list[torch.Tensor] = []
         try:
             self._take_apart(result, returned)
-            inputs = self._places_like("arguments", [_core(tensor) for tensor in tensors])
-            outputs = self._places_like("results", returned)
         except _UnlikeError:
             return result, None
-        return result, _Kind(inputs, outputs, _put_together(result, iter(outputs)))
+        if not (tensors and returned and all(map(_is_plain, [*map(_core, tensors), *returned]))):
+            return result, None
+        bare = [torch.empty_like(one, device="meta") for one in returned]
+        return result, _Kind(_put_together(result, iter(bare)), bare)
 
     def _places_like(self, what: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Memory for tensors, which calls share whose tensors are alike."""
         key = what, *[(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
         if key not in self._places:
-            self._places[key] = [torch.empty_like(tensor) for tensor in tensors]
-        places = self._places[key]
-        if not places or any(
-            place.stride() != one.stride() for place, one in zip(places, tensors, strict=True)
-        ):
-            raise _UnlikeError
-        return places
+            self._places[key] = [torch.empty_like(one, device=self._device) for one in tensors]
+        return self._places[key]
 
-    def _replay(self, known: _Kind, block: _Block, arguments: Any) -> Replay | None:
+    def _replay(
+        self, known: _Kind, block: _Block, arguments: Any, sources: list[torch.Tensor]
+    ) -> Replay | None:
         """What queues such a call; none if that cannot be captured after all."""
         addresses = tuple([tensor.data_ptr() for tensor in block.tensors])
         if addresses in known.replays:
             return known.replays[addresses]
-        if self._count == MOST:
+        if self.count == MOST:
             return None
+        known.inputs = self._places_like("arguments", sources)
+        known.outputs = self._places_like("results", known.returned)
 
         def work() -> None:
             args, kwargs = _put_together(arguments, iter(known.inputs))
@@ -251,8 +260,39 @@ class BlockGraphs:
             name = type(block.module).__name__
             logger.warning("Passes through a %s cannot be a CUDA graph (%s).", name, str(error))
             return None
-        self._count += 1
+        self.count += 1
         return known.replays[addresses]
+
+
+class _StandIn:
+    """What a block calls instead of its forward.
+
+    Args:
+        module: the block.
+        call: what runs it as a sweep finds it: given that, the lockstep and the arguments.
+    """
+
+    def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
+        self._module, self._forward = module, module.forward
+        self._block: _Block | None = None
+
+        @never_compiled
+        def replayed(*args: Any, **kwargs: Any) -> Any:
+            self._block = self._block or _Block.look_at(module, self._forward)
+            return call(self._block, self._lockstep, args, kwargs)
+
+        self._replayed = replayed
+
+    def begin(self, lockstep: Lockstep) -> None:
+        """Stand in for the forward that the block has now, in one more sweep."""
+        self._lockstep, self._forward = lockstep, self._module.forward
+        self._block = None
+        self._module.__dict__["forward"] = self._replayed
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether memory of its own has its elements in the same order."""
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _setting(value: Any) -> Hashable:
@@ -280,8 +320,8 @@ def _put_together(value: Any, tensors: Iterator[torch.Tensor]) -> Any:
     return value
 
 
-def _random_states(device: torch.device) -> list[bytes]:
+def _random_states(device: torch.device) -> list[Hashable]:
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
-    return [state.numpy().tobytes() for state in states]
+    return [random.getstate(), *[state.numpy().tobytes() for state in states]]

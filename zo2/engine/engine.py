@@ -225,6 +225,11 @@ class Engine:
         if self._placement.budget is not None:
             self._usage.limit(None)
 
+    def replay_blocks(self, graphs: Callable[[], BlockGraphs]) -> None:
+        """From now on, replay passes through blocks while weights are streamed."""
+        self._new_graphs = graphs
+        self._graphs = graphs() if self.streams else None
+
     def drop_buffers(self) -> None:
         """Let the device's memory beside the weights go now, not when garbage is collected."""
         del self._workspace, self._graphs

@@ -85,7 +85,7 @@ class Settings:
     unit: str | None
     device_memory: str | None
     resident: bool
-    cuda_graphs: bool
+    cuda_graphs: bool | None
 
     @property
     def trained(self) -> bool:

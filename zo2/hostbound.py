@@ -38,8 +38,9 @@ class HostBound:
         if self._relieve():
             logger.info(
                 "Steps take as long as this host needs to queue them (%.0f ms), so passes through "
-                "streamed blocks are replayed as CUDA graphs from now on, with the same results. "
-                "cuda_graphs=False (--no-cuda-graphs) leaves them as they are.",
+                "streamed blocks are replayed as CUDA graphs from now on, where their forward "
+                "allows it, with the same results. cuda_graphs=False (--no-cuda-graphs) leaves "
+                "them as they are.",
                 1e3 * queued,
             )
         else:

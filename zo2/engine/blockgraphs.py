@@ -123,6 +123,7 @@ class BlockGraphs:
         self._places: dict[Hashable, list[torch.Tensor]] = {}
         self.count = 0
         self._stand_ins: dict[nn.Module, _StandIn] = {}
+        self._refused: set[nn.Module] = set()  # blocks of which a capture has failed
 
     @contextlib.contextmanager
     def standing_in(self, blocks: Sequence[nn.Module], lockstep: Lockstep) -> Iterator[None]:
@@ -144,6 +145,8 @@ class BlockGraphs:
 
     def _call(self, block: _Block, lockstep: Lockstep, args: Any, kwargs: Any) -> Any:
         """What ``block.forward(*args, **kwargs)`` returns."""
+        if block.module in self._refused:
+            return block.forward(*args, **kwargs)
         tensors: list[torch.Tensor] = []
         try:
             kind = self._kind_of(block, lockstep, (args, kwargs), tensors)
@@ -257,8 +260,12 @@ class BlockGraphs:
         try:
             known.replays[addresses] = self._capture(work)
         except CaptureError as error:
-            name = type(block.module).__name__
-            logger.warning("Passes through a %s cannot be a CUDA graph (%s).", name, str(error))
+            kind = type(block.module)
+            if all(type(module) is not kind for module in self._refused):
+                logger.warning(
+                    "Passes through a %s cannot be a CUDA graph (%s).", kind.__name__, str(error)
+                )
+            self._refused.add(block.module)
             return None
         self.count += 1
         return known.replays[addresses]

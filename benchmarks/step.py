@@ -56,14 +56,6 @@ def used_before() -> int:
     return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout) * 2**20
 
 
-def may_replay_soon(model: Any) -> bool:
-    """Whether steps may be on their way to CUDA graphs that nobody has asked for."""
-    host, graphs = model._zo._host, model._zo.engine._graphs
-    if host is None:
-        return False
-    return graphs is not None and not graphs.count if host.done else host.steps > 0
-
-
 def seconds(
     run: Any,
     steps: int,
@@ -196,11 +188,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 lambda: losses.append(float(model.zo_step(micro))),
                 options.steps,
                 home.clear,
-                lambda: may_replay_soon(model),
+                lambda: model._zo._host is not None and model._zo._host.is_undecided,
             )
             | {
                 "budget": budget,
-                "replays": bool(engine._graphs and engine._graphs.count),
+                "graphs": engine.graphs,
                 "home": sum(home) / options.steps,
                 "reading": statistics.median(waits[-options.steps :]),
                 "streamed": sum(

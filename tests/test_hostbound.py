@@ -16,35 +16,88 @@ from zo2 import assembly, prepared
 from zo2.directions import get_family
 from zo2.engine import zerocopy
 from zo2.engine.weights import TorchArithmetic
-from zo2.hostbound import STEPS, HostBound
+from zo2.errors import DeviceMemoryError, HostMemoryError
+from zo2.hostbound import LONGEST, STEPS, HostBound
 
 
-def said(caplog):
-    return caplog.text.count("cuda_graphs=")
+def advised(caplog):
+    return caplog.text.count("cuda_graphs=True")
 
 
-@pytest.mark.parametrize("relieved", [True, False])
-def test_it_takes_several_steps_in_succession_and_happens_once(relieved, caplog):
-    caplog.set_level(logging.INFO, "zo2")
-    tried = []
-    host = HostBound(lambda: (tried.append(1), relieved)[1])
-    for _ in range(STEPS - 1):
-        host.step(0.07, 0.0002)
+class Graphs:
+    """A remedy: ten graphs, two in each step from the fifth one on."""
+
+    def __init__(self, possible=True):
+        self.possible, self.happened, self.steps = possible, [], 0
+
+    def begin(self):
+        self.happened.append("begun")
+        return self.possible
+
+    def end(self):
+        self.happened.append("ended")
+
+    @property
+    def applied(self):
+        return min(max(2 * (self.steps - 5), 0), 10)
+
+
+def waiting_for_the_host(host, steps, seconds=0.07, graphs=None):
+    for _ in range(steps):
+        host.step(seconds, 0.0002)
+        if graphs:
+            graphs.steps += 1
+
+
+def test_it_takes_several_steps_in_succession_and_is_said_once(caplog):
+    host = HostBound(None)
+    waiting_for_the_host(host, STEPS - 1)
+    assert host.is_undecided
     host.step(0.03, 0.02)
-    for _ in range(STEPS - 1):
-        host.step(0.07, 0.0002)
-    assert not said(caplog)
-    for _ in range(3 * STEPS):
-        host.step(0.07, 0.0002)
-    assert len(tried) == said(caplog) == 1
+    assert not host.is_undecided
+    waiting_for_the_host(host, STEPS - 1)
+    assert not advised(caplog)
+    waiting_for_the_host(host, 3 * STEPS)
+    assert advised(caplog) == 1
     assert "70 ms" in caplog.text
-    assert ("are replayed" in caplog.text) == relieved
-    assert ("cuda_graphs=True" in caplog.text) == (not relieved)
+    assert not host.is_undecided
+
+
+def test_a_remedy_that_is_impossible_is_not_tried_again(caplog):
+    graphs = Graphs(possible=False)
+    waiting_for_the_host(HostBound(graphs), 5 * STEPS)
+    assert graphs.happened == ["begun"]
+    assert advised(caplog) == 1
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(0.045, True), (0.08, False)])
+def test_a_remedy_is_kept_if_steps_are_faster_once_it_is_applied(seconds, kept, caplog):
+    caplog.set_level(logging.INFO, "zo2")
+    graphs = Graphs()
+    host = HostBound(graphs)
+    waiting_for_the_host(host, STEPS)
+    assert graphs.happened == ["begun"]
+    waiting_for_the_host(host, 11, 0.5, graphs)  # these are captured
+    waiting_for_the_host(host, STEPS - 1, seconds, graphs)
+    assert host.is_undecided
+    waiting_for_the_host(host, 5 * STEPS, seconds, graphs)
+    assert not host.is_undecided
+    assert graphs.happened == ["begun", *([] if kept else ["ended"])]
+    assert ("70 ms" in caplog.text) == ("45 ms" in caplog.text) == kept
+
+
+def test_a_remedy_that_never_shows_itself_is_undone():
+    graphs = Graphs()
+    host = HostBound(graphs)
+    waiting_for_the_host(host, STEPS + LONGEST - 1)
+    assert graphs.happened == ["begun"]
+    waiting_for_the_host(host, STEPS)
+    assert graphs.happened == ["begun", "ended"]
 
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_steps_that_wait_for_their_losses_are_not_meant(waits, caplog, monkeypatch):
-    monkeypatch.setattr(prepared, "host_bound", lambda *_: HostBound(lambda: False))
+    monkeypatch.setattr(prepared, "host_bound", lambda *_: HostBound(None))
     read = zerocopy.read
 
     def late(numbers):
@@ -56,50 +109,57 @@ def test_steps_that_wait_for_their_losses_are_not_meant(waits, caplog, monkeypat
     model = zo2.prepare(tiny("llama"), zo2.ZOConfig(**CPU))
     for _ in range(3 * STEPS):  # on a busy machine, reading may take long now and then
         model(**batch(model))
-    assert said(caplog) == (not waits)
+    assert advised(caplog) == (not waits)
 
 
 GPU = torch.device("cuda", 0)
-FREE = {"plenty": 0.5, "little": 0.05}
+PLENTY, LITTLE = (50, 100), (5, 100)
 
 
-@pytest.mark.parametrize("free", FREE)
+class StandIn(SimpleNamespace):
+    """What is asked of an engine."""
+
+    device, streams, has_whole_blocks, is_bounded, graphs = GPU, True, True, False, 0
+    error = None
+
+    def replay_blocks(self, graphs):
+        self.asked = [*getattr(self, "asked", []), graphs is not None]
+        if self.error and graphs:
+            raise self.error
+
+
 @pytest.mark.parametrize(
-    ("settings", "engine", "triton", "expected"),
+    ("settings", "engine", "free", "expected"),
     [
-        ({}, {}, True, "replays"),
-        ({"cuda_graphs": False}, {}, True, "nothing"),
-        ({"cuda_graphs": True}, {}, True, "nothing"),
-        ({"device_memory_budget": "6GB"}, {}, True, "says"),
-        ({}, {"has_whole_blocks": False}, True, "nothing"),
-        ({}, {"device": torch.device("cpu")}, True, "nothing"),
-        ({}, {"streams": False}, True, "says"),
-        ({}, {"streams": False}, False, "nothing"),
+        ({}, {}, PLENTY, "tries"),
+        ({}, {}, LITTLE, "says"),
+        ({}, {"is_bounded": True}, LITTLE, "tries"),
+        ({}, {"error": DeviceMemoryError("no room")}, PLENTY, "tries in vain"),
+        ({}, {"error": HostMemoryError("no room")}, PLENTY, "tries in vain"),
+        ({"cuda_graphs": False}, {}, PLENTY, "nothing"),
+        ({"cuda_graphs": True}, {}, PLENTY, "nothing"),
+        ({}, {"has_whole_blocks": False}, PLENTY, "nothing"),
+        ({}, {"device": torch.device("cpu")}, PLENTY, "nothing"),
+        ({}, {"streams": False}, PLENTY, "says"),
+        ({"triton": False}, {"streams": False}, PLENTY, "nothing"),
     ],
 )
-def test_what_is_done_about_it(settings, engine, triton, expected, free, monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "zo2")
-    memory = FREE[free] * 100, 100
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: memory)
-    replays = []
-    engine = SimpleNamespace(
-        **{
-            "device": GPU, "streams": True, "has_whole_blocks": True,
-            "replay_blocks": replays.append, **engine,
-        }
-    )  # fmt: skip
-    arithmetic = object() if triton else TorchArithmetic(get_family("gaussian"), True)
+def test_what_is_tried(settings, engine, free, expected, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: free)
+    monkeypatch.setattr(assembly, "CudaCapture", lambda device: None)
+    settings = dict(settings)
+    fused = settings.pop("triton", True)
+    arithmetic = object() if fused else TorchArithmetic(get_family("gaussian"), True)
+    engine = StandIn(**engine)
     host = assembly.host_bound(zo2.ZOConfig(**settings), engine, arithmetic)
-    for _ in range(STEPS if host else 0):
-        host.step(0.07, 0.0)
-    replays_now = expected == "replays" and free == "plenty"
-    assert len(replays) == replays_now
-    assert said(caplog) == (expected != "nothing")
-    assert ("cuda_graphs=False" in caplog.text) == replays_now
+    waiting_for_the_host(host, STEPS if host else 0)
+    asked = {"tries": [True], "tries in vain": [True, False]}.get(expected, [])
+    assert getattr(engine, "asked", []) == asked
+    assert advised(caplog) == (expected in {"says", "tries in vain"})
 
 
 def test_on_a_cpu_nothing_is_said(caplog):
     model = zo2.prepare(tiny("llama"), zo2.ZOConfig(**CPU))
     for _ in range(STEPS):
         model(**batch(model))
-    assert not said(caplog)
+    assert not advised(caplog)

@@ -17,7 +17,7 @@ from zo2.engine.capturing import CudaCapture
 from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement, unit_sizes_to_try
 from zo2.engine.weights import Arithmetic, TorchArithmetic
-from zo2.errors import ConfigError, DeviceMemoryError, ModelError
+from zo2.errors import ConfigError, DeviceMemoryError, HostMemoryError, ModelError
 from zo2.hostbound import HostBound
 
 if TYPE_CHECKING:
@@ -195,23 +195,43 @@ def replays_of(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> Re
 def host_bound(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> HostBound | None:
     """What looks after steps that wait for the host, where CUDA graphs are possible.
 
-    Passes through streamed blocks are replayed without being asked to: they keep their bits. Within
-    a budget, graphs would take memory that weights have.
+    Passes through streamed blocks are replayed without being asked to: they keep their bits.
     """
     if config.cuda_graphs is not None or engine.device.type != "cuda":
         return None
-    if engine.streams and engine.has_whole_blocks:
-        unbounded = config.device_memory_budget is None
-        return HostBound(lambda: unbounded and _replay_blocks(engine))
-    if engine.streams or isinstance(arithmetic, TorchArithmetic):
-        return None
-    return HostBound(lambda: False)
+    if engine.streams:
+        return HostBound(ReplayedBlocks(engine)) if engine.has_whole_blocks else None
+    return None if isinstance(arithmetic, TorchArithmetic) else HostBound(None)
 
 
-def _replay_blocks(engine: Engine) -> bool:
-    """Begin to replay passes through streamed blocks, if there is memory to spare."""
-    free, total = torch.cuda.mem_get_info(engine.device)
-    if free < SPARE * total:
-        return False
-    engine.replay_blocks(lambda: BlockGraphs(engine.device, CudaCapture(engine.device), PATIENCE))
-    return True
+class ReplayedBlocks:
+    """Replays passes through streamed blocks as CUDA graphs.
+
+    Args:
+        engine: what streams them, on a CUDA device.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def begin(self) -> bool:
+        """Replay from now on, if there is memory to spare, or a budget has room."""
+        device = self._engine.device
+        free, total = torch.cuda.mem_get_info(device)
+        if not self._engine.is_bounded and free < SPARE * total:
+            return False
+        try:
+            self._engine.replay_blocks(lambda: BlockGraphs(device, CudaCapture(device), PATIENCE))
+        except (DeviceMemoryError, HostMemoryError):
+            self.end()
+            return False
+        return True
+
+    def end(self) -> None:
+        """Let passes run as they are."""
+        self._engine.replay_blocks(None)
+
+    @property
+    def applied(self) -> int:
+        """The number of graphs."""
+        return self._engine.graphs

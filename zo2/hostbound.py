@@ -1,4 +1,4 @@
-"""Notices that steps take as long as Python and the driver need to queue them.
+"""Notices that steps take as long as Python and the driver need to queue them, and tries a remedy.
 
 The GPU is then through with a step's work when its losses are read, and the link idles as well.
 """
@@ -6,46 +6,98 @@ The GPU is then through with a step's work when its losses are read, and the lin
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import deque
+from statistics import median
+from typing import Protocol
 
 logger = logging.getLogger("zo2")
 
 STEPS = 20  # in succession: the first ones compile kernels, and one may wait for something else
 SHARE = 1 / 20  # of the time until a step is queued; if losses come sooner, the GPU was waiting
+LONGEST = 500  # steps that a remedy is given to show itself
+
+
+class Remedy(Protocol):
+    """Something that may make steps take less of the host's time, without changing results."""
+
+    def begin(self) -> bool:
+        """Apply it; returns whether that was possible."""
+        ...
+
+    def end(self) -> None:
+        """Undo it."""
+        ...
+
+    @property
+    def applied(self) -> int:
+        """How far it is applied; as long as this grows, steps take longer than they will."""
+        ...
 
 
 class HostBound:
-    """Does something about such steps, once, or says what may be done.
+    """Looks after such steps: tries a remedy once, and keeps it if steps are faster with it.
 
     Args:
-        relieve: makes steps take less of the host's time; returns whether it could.
-
-    Attributes:
-        steps: how many in succession, up to the last one, have waited for the host.
-        done: whether that was enough.
+        remedy: ``None`` if there is none but to ask the user.
     """
 
-    def __init__(self, relieve: Callable[[], bool]) -> None:
-        self._relieve = relieve
-        self.steps, self.done = 0, False
+    def __init__(self, remedy: Remedy | None) -> None:
+        self._remedy = remedy
+        self._times: deque[float] = deque(maxlen=STEPS)  # in succession, and alike
+        self._before: float | None = None  # seconds of a step without the remedy, once it is tried
+        self._applied = self._tried = 0
+        self._done = False
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether steps may soon take another time than now."""
+        return not self._done and (self._before is not None or bool(self._times))
 
     def step(self, queued: float, waited: float) -> None:
         """A step was queued within so many seconds; then its losses were waited for."""
-        self.steps = self.steps + 1 if waited < SHARE * queued else 0
-        if self.steps < STEPS or self.done:
+        if self._done:
             return
-        self.done = True
-        if self._relieve():
-            logger.info(
-                "Steps take as long as this host needs to queue them (%.0f ms), so passes through "
-                "streamed blocks are replayed as CUDA graphs from now on, where their forward "
-                "allows it, with the same results. cuda_graphs=False (--no-cuda-graphs) leaves "
-                "them as they are.",
-                1e3 * queued,
-            )
+        if self._before is None:
+            self._watch(queued, waited)
         else:
+            self._try(queued + waited)
+
+    def _watch(self, queued: float, waited: float) -> None:
+        if waited >= SHARE * queued:
+            self._times.clear()
+            return
+        self._times.append(queued + waited)
+        if len(self._times) < STEPS:
+            return
+        self._before = median(self._times)
+        self._times.clear()
+        if self._remedy is None or not self._remedy.begin():
+            self._done = True
             logger.warning(
                 "Steps take as long as this host needs to queue them (%.0f ms), and the GPU waits "
                 "for it. cuda_graphs=True (--cuda-graphs) may make them faster.",
-                1e3 * queued,
+                1e3 * self._before,
             )
+
+    def _try(self, seconds: float) -> None:
+        assert self._remedy is not None
+        assert self._before is not None
+        self._tried += 1
+        if self._remedy.applied > self._applied:
+            self._applied = self._remedy.applied
+            self._times.clear()
+        elif self._applied:
+            self._times.append(seconds)
+        if len(self._times) < STEPS and self._tried < LONGEST:
+            return
+        self._done = True
+        after = median(self._times) if self._times else self._before
+        if after < self._before:
+            logger.info(
+                "Steps took as long as this host needs to queue them (%.0f ms). They take %.0f ms "
+                "with passes through streamed blocks replayed as CUDA graphs, and the results are "
+                "the same; cuda_graphs=False (--no-cuda-graphs) would prevent it.",
+                1e3 * self._before, 1e3 * after,
+            )  # fmt: skip
+        else:
+            self._remedy.end()

@@ -287,12 +287,13 @@ class ZOState:
         found = losses_at(perturbations)
         queued = perf_counter()
         values = zerocopy.read(found)
-        if self._host is not None:
-            self._host.step(queued - start, perf_counter() - queued)
+        done = perf_counter()
         losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True)) for row in values]
         self._check_finite(losses, batches)
         estimates = self.method.estimate(perturbations, losses, eps)
         self.optimizer.decide(estimates, rounding_seed=seed)
+        if self._host is not None:
+            self._host.step(queued - start, done - queued)
         return torch.tensor(losses[0], dtype=torch.float32, device="cpu")
 
     def _forward_in_pass(self, kwargs: Batch) -> Any:

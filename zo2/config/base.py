@@ -48,8 +48,9 @@ class ZOSettings:
             are on the GPU, whole steps: several times faster for small models; some models then
             choose other kernels, so losses may differ by rounding. Where weights are streamed,
             passes through whole blocks, bit for bit. Takes as much device memory again as passes
-            need. ``None`` begins with passes through streamed blocks once steps have waited for
-            the host, if there is no budget and a tenth of the GPU's memory is free.
+            need. ``None`` tries passes through streamed blocks once steps have waited for the
+            host, if a tenth of the GPU's memory is free or a budget has room, and goes on with it
+            if steps are faster.
         offload_embeddings: stream also what lies outside the blocks (embeddings, head); a memory
             budget that is too small for these does so by itself.
         direction: family of the random direction z: ``"gaussian"``, ``"rademacher"``,

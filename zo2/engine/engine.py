@@ -225,10 +225,22 @@ class Engine:
         if self._placement.budget is not None:
             self._usage.limit(None)
 
-    def replay_blocks(self, graphs: Callable[[], BlockGraphs]) -> None:
-        """From now on, replay passes through blocks while weights are streamed."""
-        self._new_graphs = graphs
-        self._graphs = graphs() if self.streams else None
+    def replay_blocks(self, graphs: Callable[[], BlockGraphs] | None) -> None:
+        """From now on, replay passes through blocks while weights are streamed; ``None``: no more.
+
+        Raises:
+            DeviceMemoryError: the memory budget has no room for graphs; nothing has changed.
+        """
+        before, self._new_graphs = self._new_graphs, graphs
+        if not self.is_bounded:
+            self._graphs = graphs() if graphs and self.streams else None
+            return
+        try:
+            with self._at_work():
+                self._place_anew()
+        except DeviceMemoryError:
+            self._new_graphs = before
+            raise
 
     def drop_buffers(self) -> None:
         """Let the device's memory beside the weights go now, not when garbage is collected."""
@@ -503,6 +515,16 @@ class Engine:
     def has_whole_blocks(self) -> bool:
         """Whether blocks are units, so that passes through them can be replayed."""
         return bool(self._blocks)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a budget for the device's memory."""
+        return self._placement.budget is not None
+
+    @property
+    def graphs(self) -> int:
+        """How many CUDA graphs of passes through blocks there are."""
+        return self._graphs.count if self._graphs else 0
 
     def is_in_place(self) -> bool:
         """Whether the weights are where sweeps so far have found them."""

@@ -291,6 +291,43 @@ def test_calls_are_captured_once_there_have_been_enough_that_are_alike(patience)
     assert counts == {2: [0] * 5 + [4] * 3 + [8] * 4, 5: [0] * 6 + [4] * 6}[patience]
 
 
+def test_within_a_budget_graphs_take_the_place_of_weights_until_they_go():
+    inputs = [toy_batch(seed=step) for step in range(16)]
+    reference = zo2.prepare(toy(is_plain), zo2.ZOConfig(**CPU, lr=1e-2))
+    losses = [reference(**one).item() for one in inputs]
+    placement = Placement(slots=1, copies=True, budget=10**6)
+    config = zo2.ZOConfig(**CPU, lr=1e-2, unit="block")
+    model = zo2.prepare(toy(is_plain), config, placement=placement)
+    engine = model._zo.engine
+    block = max(unit.stored for unit in engine.units if unit.is_block)
+    tapes, found, streamed = [], [], []
+
+    def capture(work):
+        tapes.append(Tape(work))
+        return tapes[-1]
+
+    for step, one in enumerate(inputs):
+        if step == 2:
+            engine._usage.activations = block  # as a GPU would have measured
+            engine.rebudget(engine.need.total)
+        if step == 4:
+            engine.replay_blocks(lambda: BlockGraphs(engine.device, capture))
+        if step == 10:
+            captured = len(tapes)
+            engine.replay_blocks(None)
+        found.append(model(**one).item())
+        streamed.append(len(engine._workspace.streamed))
+    assert found == losses
+    assert_same(dict(reference.state_dict()), dict(model.state_dict()))
+    assert len(tapes) == captured > 0
+    assert streamed == [0] * 2 + [2] * 2 + [3] * 6 + [2] * 6
+    engine._usage.activations = 3 * block
+    with pytest.raises(zo2.DeviceMemoryError):
+        engine.replay_blocks(lambda: BlockGraphs(engine.device, capture))
+    assert model(**inputs[0]).item() == reference(**inputs[0]).item()
+    assert len(tapes) == captured
+
+
 def test_leaves_are_not_replayed(compared):
     model = tiny("llama")
     assert compared(model, lambda model, step: batch(model, seed=step), unit="leaf") == 0

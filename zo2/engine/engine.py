@@ -232,6 +232,7 @@ class Engine:
             DeviceMemoryError: the memory budget has no room for graphs; nothing has changed.
         """
         before, self._new_graphs = self._new_graphs, graphs
+        self._graphs = None
         if not self.is_bounded:
             self._graphs = graphs() if graphs and self.streams else None
             return

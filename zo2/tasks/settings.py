@@ -54,7 +54,7 @@ class Settings:
         unit: what is perturbed at once; see `zo2.config.ZOSettings`.
         device_memory: budget for everything on the device.
         resident: keep all weights on the device.
-        cuda_graphs: replay steps, or passes through streamed blocks, as CUDA graphs.
+        cuda_graphs: as in `zo2.config.ZOSettings`.
     """
 
     task: str

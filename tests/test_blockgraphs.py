@@ -7,7 +7,9 @@ they were recorded with, and knows nothing of Python or of modules.
 from __future__ import annotations
 
 import copy
+import gc
 import random
+import weakref
 from functools import partial
 
 import pytest
@@ -326,6 +328,21 @@ def test_within_a_budget_graphs_take_the_place_of_weights_until_they_go():
         engine.replay_blocks(lambda: BlockGraphs(engine.device, capture))
     assert model(**inputs[0]).item() == reference(**inputs[0]).item()
     assert len(tapes) == captured
+
+
+def test_graphs_that_are_dropped_go_at_once(tapes):
+    model = stepping(toy(is_plain))
+    for step in range(4):
+        model(**toy_batch(seed=step))
+    engine = model._zo.engine
+    assert engine.graphs
+    graphs = weakref.ref(engine._graphs)
+    gc.disable()
+    try:
+        engine.replay_blocks(None)
+        assert graphs() is None
+    finally:
+        gc.enable()
 
 
 def test_leaves_are_not_replayed(compared):

@@ -16,6 +16,7 @@ import logging
 import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -128,22 +129,20 @@ class BlockGraphs:
     @contextlib.contextmanager
     def standing_in(self, blocks: Sequence[nn.Module], lockstep: Lockstep) -> Iterator[None]:
         """Within, graphs stand in for calls of ``blocks`` by the passes of ``lockstep``."""
-        before = []
+        standing = []
         for module in blocks:
             if module._compiled_call_impl is None:  # compiled code has graphs of its own
-                before.append((module.__dict__, module.__dict__.get("forward")))
                 if module not in self._stand_ins:
-                    self._stand_ins[module] = _StandIn(module, self._call)
-                self._stand_ins[module].begin(lockstep)
+                    self._stand_ins[module] = _StandIn()
+                standing.append(self._stand_ins[module])
+                standing[-1].begin(module, partial(self._call, lockstep))
         try:
             yield
         finally:
-            for attributes, forward in before:
-                del attributes["forward"]
-                if forward is not None:
-                    attributes["forward"] = forward
+            for one in standing:
+                one.end()
 
-    def _call(self, block: _Block, lockstep: Lockstep, args: Any, kwargs: Any) -> Any:
+    def _call(self, lockstep: Lockstep, block: _Block, args: Any, kwargs: Any) -> Any:
         """What ``block.forward(*args, **kwargs)`` returns."""
         if block.module in self._refused:
             return block.forward(*args, **kwargs)
@@ -272,29 +271,33 @@ class BlockGraphs:
 
 
 class _StandIn:
-    """What a block calls instead of its forward.
+    """What a block calls instead of its forward, in one sweep after another.
 
-    Args:
-        module: the block.
-        call: what runs it as a sweep finds it: given that, the lockstep and the arguments.
+    To tell torch.compile to leave a function alone takes time, so there is one for all sweeps. It
+    holds nothing between them, as what it calls holds it.
     """
 
-    def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
-        self._module, self._forward = module, module.forward
+    def __init__(self) -> None:
+        self._instead = never_compiled(self._run)
+
+    def begin(self, module: nn.Module, call: Callable[[_Block, Any, Any], Any]) -> None:
+        """Take the place of the forward that ``module`` has now; ``call`` runs that, or replays."""
+        self._module, self._forward, self._call = module, module.forward, call
+        self._own = module.__dict__.get("forward")
         self._block: _Block | None = None
+        module.__dict__["forward"] = self._instead
 
-        @never_compiled
-        def replayed(*args: Any, **kwargs: Any) -> Any:
-            self._block = self._block or _Block.look_at(module, self._forward)
-            return call(self._block, self._lockstep, args, kwargs)
+    def end(self) -> None:
+        """Give the module its forward back."""
+        del self._module.__dict__["forward"]
+        if self._own is not None:
+            self._module.__dict__["forward"] = self._own
+        del self._module, self._forward, self._call, self._own, self._block
 
-        self._replayed = replayed
-
-    def begin(self, lockstep: Lockstep) -> None:
-        """Stand in for the forward that the block has now, in one more sweep."""
-        self._lockstep, self._forward = lockstep, self._module.forward
-        self._block = None
-        self._module.__dict__["forward"] = self._replayed
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        if self._block is None:
+            self._block = _Block.look_at(self._module, self._forward)
+        return self._call(self._block, args, kwargs)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -161,11 +161,14 @@ class BlockGraphs:
         if known.calls <= self._patience:
             return block.forward(*args, **kwargs)
         sources = [_core(tensor) for tensor in tensors]
-        replay = self._replay(known, block, (args, kwargs), sources)
+        if not known.inputs:
+            known.inputs = self._places_like("arguments", sources)
+            known.outputs = self._places_like("results", known.returned)
+        torch._foreach_copy_(known.inputs, sources)
+        replay = self._replay(known, block, (args, kwargs))
         if replay is None:
             self._known[kind] = None
             return block.forward(*args, **kwargs)
-        torch._foreach_copy_(known.inputs, sources)
         replay()
         return _put_together(known.result, iter([place.clone() for place in known.outputs]))
 
@@ -238,17 +241,13 @@ class BlockGraphs:
             self._places[key] = [torch.empty_like(one, device=self._device) for one in tensors]
         return self._places[key]
 
-    def _replay(
-        self, known: _Kind, block: _Block, arguments: Any, sources: list[torch.Tensor]
-    ) -> Replay | None:
+    def _replay(self, known: _Kind, block: _Block, arguments: Any) -> Replay | None:
         """What queues such a call; none if that cannot be captured after all."""
         addresses = tuple([tensor.data_ptr() for tensor in block.tensors])
         if addresses in known.replays:
             return known.replays[addresses]
         if self.count == MOST:
             return None
-        known.inputs = self._places_like("arguments", sources)
-        known.outputs = self._places_like("results", known.returned)
 
         def work() -> None:
             args, kwargs = _put_together(arguments, iter(known.inputs))

@@ -69,11 +69,11 @@ def seconds(
     and no more changes are to come.
     """
     kinds = [kinds_of_launches()]
-    while len(kinds) <= WARM or kinds[-1] > kinds[-1 - MOST] or changes():
+    while len(kinds) <= WARM or (
+        len(kinds) <= MOST_WARM and (kinds[-1] > kinds[-1 - MOST] or changes())
+    ):
         run()
         kinds.append(kinds_of_launches())
-        if len(kinds) > MOST_WARM:
-            break
     begin()
     times, start = [], time.perf_counter()
     for _ in range(steps):
@@ -192,7 +192,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             )
             | {
                 "budget": budget,
-                "graphs": engine.graphs,
+                "graphs": engine.graph_count,
                 "home": sum(home) / options.steps,
                 "reading": statistics.median(waits[-options.steps :]),
                 "streamed": sum(

@@ -54,6 +54,16 @@ class Tape(TorchDispatchMode):
                     place.copy_(value)
 
 
+def recorded_in(tapes):
+    """Captures work on a tape, which is noted."""
+
+    def capture(work):
+        tapes.append(Tape(work))
+        return tapes[-1]
+
+    return capture
+
+
 @pytest.fixture
 def tapes(monkeypatch):
     """What was recorded, and how often each tape was played."""
@@ -276,11 +286,7 @@ def test_calls_are_captured_once_there_have_been_enough_that_are_alike(patience)
     reference = zo2.prepare(toy(is_plain), zo2.ZOConfig(**CPU), placement=Placement(copies=True))
     engine = model._zo.engine
     tapes, counts = [], []
-
-    def capture(work):
-        tapes.append(Tape(work))
-        return tapes[-1]
-
+    capture = recorded_in(tapes)
     for step in range(12):
         if step == 3:
             engine.replay_blocks(lambda: BlockGraphs(engine.device, capture, patience))
@@ -303,11 +309,7 @@ def test_within_a_budget_graphs_take_the_place_of_weights_until_they_go():
     engine = model._zo.engine
     block = max(unit.stored for unit in engine.units if unit.is_block)
     tapes, found, streamed = [], [], []
-
-    def capture(work):
-        tapes.append(Tape(work))
-        return tapes[-1]
-
+    capture = recorded_in(tapes)
     for step, one in enumerate(inputs):
         if step == 2:
             engine._usage.activations = block  # as a GPU would have measured
@@ -335,7 +337,7 @@ def test_graphs_that_are_dropped_go_at_once(tapes):
     for step in range(4):
         model(**toy_batch(seed=step))
     engine = model._zo.engine
-    assert engine.graphs
+    assert engine.graph_count
     graphs = weakref.ref(engine._graphs)
     gc.disable()
     try:

@@ -119,7 +119,7 @@ PLENTY, LITTLE = (50, 100), (5, 100)
 class StandIn(SimpleNamespace):
     """What is asked of an engine."""
 
-    device, streams, has_whole_blocks, is_bounded, graphs = GPU, True, True, False, 0
+    device, streams, has_whole_blocks, is_bounded, graph_count = GPU, True, True, False, 0
     error = None
 
     def replay_blocks(self, graphs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -153,10 +154,7 @@ def engine_for(
     if config.cuda_graphs and device.type != "cuda":
         raise ConfigError("cuda_graphs needs a GPU: leave it out on a CPU.")
 
-    def graphs() -> BlockGraphs:
-        return BlockGraphs(device, CudaCapture(device))
-
-    wanted = graphs if config.cuda_graphs else None
+    wanted = partial(_graphs, device, 1) if config.cuda_graphs else None
     sizes = [config.unit] if config.unit else unit_sizes_to_try(model, placement)
     for size in sizes:
         try:
@@ -168,6 +166,10 @@ def engine_for(
             if size == sizes[-1]:
                 raise
     raise AssertionError("there is always a size to try")
+
+
+def _graphs(device: torch.device, patience: int) -> BlockGraphs:
+    return BlockGraphs(device, CudaCapture(device), patience)
 
 
 def replays_of(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> Replays | None:
@@ -221,7 +223,7 @@ class ReplayedBlocks:
         if not self._engine.is_bounded and free < SPARE * total:
             return False
         try:
-            self._engine.replay_blocks(lambda: BlockGraphs(device, CudaCapture(device), PATIENCE))
+            self._engine.replay_blocks(partial(_graphs, device, PATIENCE))
         except (DeviceMemoryError, HostMemoryError):
             self.end()
             return False
@@ -234,4 +236,4 @@ class ReplayedBlocks:
     @property
     def applied(self) -> int:
         """The number of graphs."""
-        return self._engine.graphs
+        return self._engine.graph_count

@@ -129,13 +129,14 @@ class BlockGraphs:
     @contextlib.contextmanager
     def standing_in(self, blocks: Sequence[nn.Module], lockstep: Lockstep) -> Iterator[None]:
         """Within, graphs stand in for calls of ``blocks`` by the passes of ``lockstep``."""
-        standing = []
+        standing, call = [], partial(self._call, lockstep)
         for module in blocks:
-            if module._compiled_call_impl is None:  # compiled code has graphs of its own
+            # compiled code has graphs of its own
+            if module._compiled_call_impl is None and module not in self._refused:
                 if module not in self._stand_ins:
                     self._stand_ins[module] = _StandIn()
                 standing.append(self._stand_ins[module])
-                standing[-1].begin(module, partial(self._call, lockstep))
+                standing[-1].begin(module, call)
         try:
             yield
         finally:
@@ -144,8 +145,6 @@ class BlockGraphs:
 
     def _call(self, lockstep: Lockstep, block: _Block, args: Any, kwargs: Any) -> Any:
         """What ``block.forward(*args, **kwargs)`` returns."""
-        if block.module in self._refused:
-            return block.forward(*args, **kwargs)
         tensors: list[torch.Tensor] = []
         try:
             kind = self._kind_of(block, lockstep, (args, kwargs), tensors)

@@ -89,9 +89,8 @@ class Engine:
         self._classes = WatchedClasses()
         weakref.finalize(self, self._classes.close)
         self._usage = Usage(device)
-        bounded = placement.budget is not None
-        self._measured = self._usage.measured if bounded else contextlib.nullcontext
-        if bounded:
+        self._measured = self._usage.measured if self.is_bounded else contextlib.nullcontext
+        if self.is_bounded:
             weakref.finalize(self, self._usage.limit, None)
         self._progress, self._new_graphs = progress, graphs
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
@@ -175,7 +174,7 @@ class Engine:
         Pending updates stay pending: of which a round is made decides how weights are rounded, and
         must not depend on where weights rest.
         """
-        if self._placement.budget is None:
+        if not self.is_bounded:
             return
         self._rest()
         self._take_back()
@@ -222,7 +221,7 @@ class Engine:
         self.settle()
         self.remove_hooks()
         self._classes.close()
-        if self._placement.budget is not None:
+        if self.is_bounded:
             self._usage.limit(None)
 
     def replay_blocks(self, graphs: Callable[[], BlockGraphs] | None) -> None:
@@ -335,7 +334,7 @@ class Engine:
                 try:
                     return self._sweep(jobs, probe, form)
                 except torch.cuda.OutOfMemoryError:
-                    if self._placement.budget is None:
+                    if not self.is_bounded:
                         raise
                     self._usage.reckon_with_more()
                 self._place_anew()
@@ -523,7 +522,7 @@ class Engine:
         return self._placement.budget is not None
 
     @property
-    def graphs(self) -> int:
+    def graph_count(self) -> int:
         """How many CUDA graphs of passes through blocks there are."""
         return self._graphs.count if self._graphs else 0
 

@@ -366,6 +366,21 @@ def test_writing_weights_between_steps_is_seen_by_the_next():
     assert twin(**one).item() == model(**one).item()
 
 
+@pytest.mark.parametrize("placement", [None, Placement(slots=2, copies=True)])
+def test_data_that_a_weight_is_given_between_steps_are_its_weights(placement):
+    models = [prepared(toy(), placement=placement) for _ in range(2)]
+    one, new = toy_batch(), torch.randn(toy().head.weight.shape)
+    for model in models:
+        model(**one)
+        model(**one)
+    models[0].head.weight.data = new.clone()
+    with torch.no_grad():
+        models[1].head.weight.copy_(new)
+    assert models[0](**one).item() == models[1](**one).item()
+    first, second = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_moving_and_converting_a_prepared_model():
     model = prepared(toy())
     one = toy_batch()

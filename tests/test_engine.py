@@ -21,6 +21,7 @@ from tests.tiny import batch, tiny
 from zo2.engine.deferral import MOST, Deferral
 from zo2.engine.lanes import HostLanes, Waits
 from zo2.engine.placement import Placement, spread
+from zo2.engine.store import Store
 from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
 
@@ -760,6 +761,55 @@ def test_a_call_of_another_form_is_recorded_too():
     assert [model(**one)[0].item() for one in (long, single)] == expected
     model.zo_train()
     assert math.isfinite(model(**single).item())
+
+
+def test_steps_in_succession_do_not_look_at_each_parameter(monkeypatch):
+    """A GPU waits while they do."""
+    looks = []
+    look = Store.is_intact
+    monkeypatch.setattr(Store, "is_intact", lambda store: looks.append(1) or look(store))
+    model = toy()
+    zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
+
+    def found_looking(change):
+        change()
+        looks.clear()
+        model(**toy_batch())
+        return bool(looks)
+
+    weight = model.head.weight
+    assert found_looking(lambda: None)  # the first pass is recorded
+    assert not found_looking(lambda: None)
+    assert not found_looking(lambda: (weight.shape, weight.device, weight.requires_grad))
+    for change in (
+        lambda: weight.sum(),
+        lambda: setattr(weight, "data", weight.data + 1),
+        lambda: setattr(weight, "data", torch.ones(weight.shape)),
+        lambda: weight.requires_grad_(False),
+        lambda: setattr(weight, "requires_grad", True),
+        model.bfloat16,
+        model.float,
+    ):
+        assert found_looking(change)
+        assert not found_looking(lambda: None)
+
+
+def test_a_pass_that_asks_where_a_weight_is_finds_it_hidden_not_at_rest():
+    """A pass may send tensors there; and weights that rest in host memory are no answer."""
+    model, found = toy(), []
+    model.run = lambda self, x: (
+        found.append((self.head.weight.shape, type(self.head.weight)))
+        or found.append((self.head.weight.device, type(self.head.weight)))
+        or self.layers[1](x)
+    )
+    zo2.prepare(model, zo2.ZOConfig(**CPU), placement=Placement(slots=2, copies=True))
+    for _ in range(3):
+        found.clear()
+        model(**toy_batch())
+    (shape, before), (device, after), *_ = found
+    assert (shape, device) == (model.head.weight.shape, torch.device("cpu"))
+    assert before is not nn.Parameter
+    assert after is nn.Parameter
 
 
 class MovesPositions(Toy):

@@ -258,40 +258,44 @@ def test_losses_are_read_past_weights(on_its_way):
     assert not arrived.query()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+def test_batches_are_brought_past_weights(on_its_way):
+    device = torch.device("cuda", 0)
+    values = [
         torch.arange(2048).view(1, -1) - 1024,
         torch.arange(12).view(3, 4).T,
         torch.tensor([[True, False]]),
         torch.tensor(float("nan"), dtype=torch.float16),
-    ],
-    ids=["ids", "turned", "mask", "number"],
-)
-def test_batches_are_brought_past_weights(value, on_its_way):
-    device = torch.device("cuda", 0)
-    zerocopy.bring(value, device)  # loads the kernel
+    ]
+    zerocopy.bring(values, device)  # loads the kernel
     arrived = on_its_way()
-    brought = zerocopy.bring(value, device)
+    brought = zerocopy.bring(values, device)
     assert not arrived.query()
-    assert brought.device == device
-    assert (brought.dtype, brought.shape) == (value.dtype, value.shape)
-    assert torch.equal(brought.cpu(), value) or value.isnan()
+    for one, value in zip(brought, values, strict=True):
+        assert one.device == device
+        assert (one.dtype, one.shape) == (value.dtype, value.shape)
+        assert torch.equal(one.cpu(), value) or value.isnan()
 
 
 def test_what_is_brought_is_kept_until_it_was_read():
     device = torch.device("cuda", 0)
     torch.cuda._sleep(100_000_000)
-    brought = [zerocopy.bring(torch.full((64,), number), device) for number in range(50)]
-    assert [one.unique().tolist() for one in brought] == [[number] for number in range(50)]
+    values = [torch.full((64,), number) for number in range(100)]
+    brought = [one for i in range(50) for one in zerocopy.bring(values[2 * i : 2 * i + 2], device)]
+    assert [one.unique().tolist() for one in brought] == [[number] for number in range(100)]
 
 
 def test_what_is_large_or_on_the_device_is_brought_as_usual():
     device = torch.device("cuda", 0)
-    for value in (torch.arange(1 << 20), torch.empty(0, 3), torch.arange(3, device=device)):
-        brought = zerocopy.bring(value, device)
-        assert brought.device == device
-        assert torch.equal(brought.cpu(), value.cpu())
+    values = [
+        torch.arange(1 << 20),
+        torch.empty(0, 3),
+        torch.arange(3),
+        torch.arange(3, device=device),
+    ]
+    for few in (values, values[:2]):
+        brought = zerocopy.bring(few, device)
+        assert [one.device for one in brought] == [device] * len(few)
+        assert all(map(torch.equal, (one.cpu() for one in brought), (one.cpu() for one in few)))
 
 
 def test_a_table_is_rewritten_past_weights_and_not_before_it_was_read(on_its_way):
@@ -300,7 +304,7 @@ def test_a_table_is_rewritten_past_weights_and_not_before_it_was_read(on_its_way
     def rewrite(number):
         torch.cuda._sleep(10_000)
         with table.rewriting() as host:
-            host.fill_(number)
+            host[:] = bytes([number]) * len(host)
         return table.there.clone()
 
     rewrite(255)  # loads the kernels
@@ -576,6 +580,49 @@ def _budget_that_streams(model):
     gc.collect()
     torch.cuda.empty_cache()
     return budget
+
+
+def test_a_budget_is_no_limit_for_another_model():
+    """Nor if the one that had it is gone, and the garbage collector has not come by."""
+    model = wide("opt", layers=20, width=1024)
+    budget = _budget_that_streams(model)
+    losses, weights = train(model, 4, zo2=False)
+    gc.disable()
+    try:
+        bounded = zo2.prepare(
+            copy.deepcopy(model),
+            zo2.ZOConfig(**CUDA, unit="block", device_memory_budget=budget),
+        )
+        one, seen = batch(model), []
+        for step in range(4):
+            seen.append(bounded(**one).item())
+            if step % 2:
+                assert train(model, 2, zo2=False)[0] == losses[:2]
+                torch.empty(2 * budget, dtype=torch.uint8, device="cuda:0")
+                torch.cuda.empty_cache()
+        assert seen == losses
+        found = bounded.state_dict()
+        assert all(torch.equal(weights[name], found[name].cpu()) for name in weights)
+        del bounded, found
+        train(model, 2, zo2=False)
+        torch.empty(2 * budget, dtype=torch.uint8, device="cuda:0")
+    finally:
+        gc.enable()
+    gc.collect()  # of the budget: it is not set again
+    torch.empty(2 * budget, dtype=torch.uint8, device="cuda:0")
+
+
+def test_passes_find_all_weights_on_their_device():
+    model, found = wide(), []
+    zo2.prepare(model, zo2.ZOConfig(**CUDA, slots=2))
+    model.model.register_forward_pre_hook(
+        lambda module, args: found.append({one.device.type for one in module.parameters()})
+    )
+    for _ in range(3):
+        model(**batch(model))
+    assert {one.device.type for one in model.parameters()} == {"cpu", "cuda"}
+    assert len(found) == 7  # one is recorded
+    assert all(one == {"cuda"} for one in found)
 
 
 def test_replayed_blocks_within_a_budget(replayed):

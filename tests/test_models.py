@@ -242,6 +242,38 @@ def test_classes_are_changed_once_and_left_as_they_were():
     assert own() == before
 
 
+class Stateful(nn.Module):
+    """Adds what it met first."""
+
+    state = None
+
+    def forward(self, x):
+        if self.state is None:
+            self.state = x
+        return x + self.state
+
+
+class Acting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.act = nn.Identity()
+
+    def forward(self, x):
+        return {"loss": self.layers[1](self.act(self.layers[0](x))).square().mean()}
+
+
+@pytest.mark.parametrize("put", [Acting.__setattr__, Acting.add_module])
+def test_a_module_that_is_put_in_between_steps_is_watched_too(put):
+    trained, _ = prepared(Acting())
+    batches = [{"x": torch.randn(n, 8)} for n in (2, 3)]
+    for _ in range(2):
+        trained.zo_step(batches)
+    put(trained, "act", Stateful())
+    trained.zo_step(batches)  # what one pass keeps is of no shape for the next
+    assert trained.act.state is None
+
+
 def test_an_evaluation_leaves_on_modules_what_its_last_forward_left():
     model, _ = prepared(Keeping("attribute"))
     model.zo_eval()

@@ -174,7 +174,8 @@ class ZOState:
         for batch in batches:
             _check_not_empty(batch)
         shares = _shares(batches, weights)  # before the move: counting must not wait for a GPU
-        calls = [self._without_cache(self._to_device(dict(batch))) for batch in batches]
+        there = self._to_device([dict(batch) for batch in batches])
+        calls = [self._without_cache(batch) for batch in there]
 
         custom: Any = self.model.zo_custom_train_loss_fn
 
@@ -316,7 +317,7 @@ class ZOState:
         Returns:
             The model's outputs, on the working device, one per batch.
         """
-        batches = [self._to_device(dict(batch)) for batch in batches]
+        batches = self._to_device([dict(batch) for batch in batches])
 
         custom: Any = self.model.zo_custom_eval_loss_fn
 
@@ -346,17 +347,16 @@ class ZOState:
         return batch
 
     def _to_device(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            streams = self.engine.streams
-            return zerocopy.bring(value, self.device) if streams else value.to(self.device)
-        if type(value) is dict:
-            moved = {name: self._to_device(v) for name, v in value.items()}
-            return value if all(moved[name] is value[name] for name in value) else moved
-        if type(value) in (list, tuple):
-            items = [self._to_device(v) for v in value]
-            same = all(a is b for a, b in zip(items, value, strict=True))
-            return value if same else type(value)(items)
-        return value
+        """``value`` with all tensors in it on the working device."""
+        found: dict[int, torch.Tensor] = {}
+        _each_tensor(value, lambda tensor: found.setdefault(id(tensor), tensor))
+        tensors = list(found.values())
+        if self.engine.streams:
+            moved = zerocopy.bring(tensors, self.device)
+        else:
+            moved = [tensor.to(self.device) for tensor in tensors]
+        there = dict(zip(found, moved, strict=True))
+        return _each_tensor(value, lambda tensor: there[id(tensor)])
 
     def _check_finite(self, losses: Sequence[float], batches: Sequence[Batch]) -> None:
         if all(math.isfinite(loss) for loss in losses):
@@ -374,6 +374,20 @@ class ZOState:
             f"Step {self.optimizer.steps} was dropped because its losses are not finite "
             f"({shown}): {cause}. The weights are those before the step."
         )
+
+
+def _each_tensor(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``value`` with what ``function`` makes of its tensors: itself if that is each one itself."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if type(value) is dict:
+        made = {name: _each_tensor(one, function) for name, one in value.items()}
+        return value if all(made[name] is value[name] for name in value) else made
+    if type(value) in (list, tuple):
+        items = [_each_tensor(one, function) for one in value]
+        same = all(a is b for a, b in zip(items, value, strict=True))
+        return value if same else type(value)(items)
+    return value
 
 
 def _draw_seed() -> int:
@@ -418,7 +432,7 @@ def _check_not_empty(batch: Batch) -> None:
 
 def _shares(batches: Sequence[Batch], weights: Sequence[float] | None) -> list[float]:
     if weights is None:
-        weights = [_label_count(batch) for batch in batches]
+        weights = [_label_count(batch) for batch in batches] if len(batches) > 1 else [1.0]
     if len(weights) != len(batches):
         raise DataError(f"{len(batches)} batches were given, but {len(weights)} weights.")
     total = math.fsum(weights)

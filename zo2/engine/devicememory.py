@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 
@@ -32,9 +33,11 @@ class Usage:
     """
 
     FIRST_GUESS = 1 << 29
+    _in_force: ClassVar[dict[torch.device, Usage]] = {}  # whose limit torch's allocator knows
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._budget: int | None = None
         self.is_guessed = True
         self.page_locked = 0
         self.activations = self.FIRST_GUESS if device.type == "cuda" else 0
@@ -77,12 +80,26 @@ class Usage:
 
         ``None`` takes the limit away.
         """
+        self._budget = budget
         if self._device.type != "cuda":
             return
         total = torch.cuda.mem_get_info(self._device)[1]
         allowed = total if budget is None else budget - self.context()
         share = min(max(allowed / total, 0.0), 1.0)
         torch.cuda.set_per_process_memory_fraction(share, self._device)
+        self._in_force.pop(self._device, None)
+        if budget is not None:
+            self._in_force[self._device] = self
+
+    def claim(self) -> None:
+        """Let this limit, or none, be in force instead of another's: it is one for the process."""
+        if self._in_force.get(self._device) is not (None if self._budget is None else self):
+            self.limit(self._budget)
+
+    def lift(self) -> None:
+        """Take the limit away, if it is this one."""
+        if self._in_force.get(self._device) is self:
+            self.limit(None)
 
     def expect(self, activations: int) -> bool:
         """Reckon with at least so much; returns whether that is news."""

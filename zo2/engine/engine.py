@@ -24,12 +24,11 @@ from zo2.engine.deferral import Deferral
 from zo2.engine.devicememory import Usage, out_of_memory_explained
 from zo2.engine.eager import compiling_nothing, never_compiled
 from zo2.engine.lockstep import Lockstep, Pass
-from zo2.engine.modulestate import WatchedClasses
+from zo2.engine.modulestate import WatchedModules
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
 from zo2.engine.placement import Placement, Plan
-from zo2.engine.record import Recorder
-from zo2.engine.resting import Marks
+from zo2.engine.record import Recorder, tells_form, tells_place
 from zo2.engine.route import Route
 from zo2.engine.store import Store
 from zo2.engine.sweep import Sweep
@@ -86,12 +85,11 @@ class Engine:
         self._recorded: set[Hashable] = set()  # the forms of call that were recorded
         self._corrections = Corrections()
         self._handles: list[Any] = []
-        self._classes = WatchedClasses()
-        weakref.finalize(self, self._classes.close)
+        self._watched = WatchedModules()
+        weakref.finalize(self, self._watched.close)
         self._usage = Usage(device)
         self._measured = self._usage.measured if self.is_bounded else contextlib.nullcontext
-        if self.is_bounded:
-            weakref.finalize(self, self._usage.limit, None)
+        weakref.finalize(self, self._usage.lift)
         self._progress, self._new_graphs = progress, graphs
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
         self._build()
@@ -101,6 +99,7 @@ class Engine:
     def _build(self) -> None:
         """Partition the model and move its weights into fresh buffers."""
         self.remove_hooks()
+        self._usage.claim()
         for buffer in self.model.buffers():
             buffer.data = buffer.data.to(self.device)
         self.units = partition(self.model, self._unit_size, self._corrections)
@@ -111,8 +110,8 @@ class Engine:
             [(parcel.units, parcel.streamed) for parcel in plan.parcels],
             self.device,
             self._progress,
+            self._asked,
         )
-        self._marks = Marks(self.store.parameters, self.settle)
         self._route = Route(self.units)
         trained = [unit for unit in self.units if self.store.layouts[unit].trained]
         self.pending = Pending.of(trained, self.pending.open)
@@ -220,9 +219,8 @@ class Engine:
         """Leave model and device as they were; the weights stay where they rest."""
         self.settle()
         self.remove_hooks()
-        self._classes.close()
-        if self.is_bounded:
-            self._usage.limit(None)
+        self._watched.close()
+        self._usage.lift()
 
     def replay_blocks(self, graphs: Callable[[], BlockGraphs] | None) -> None:
         """From now on, replay passes through blocks while weights are streamed; ``None``: no more.
@@ -344,7 +342,9 @@ class Engine:
         self, jobs: Sequence[tuple[Perturbation, Body]], probe: Body, form: Hashable
     ) -> list[Any]:
         """Sweep, and learn from it what passes need and whether they wait for copies."""
-        self._take_back()
+        self._usage.claim()
+        if form not in self._recorded or not self._is_undisturbed:
+            self._take_back()
         if form not in self._recorded:
             try:
                 with self._measured():
@@ -422,7 +422,7 @@ class Engine:
     def _run(self, passes: list[Pass], due: set[Unit], keep: bool = False) -> list[Any]:
         """Sweep: units that are ``due`` store their updates, and passes ``keep`` what they set."""
         sweep = self._new_sweep([one.perturbation for one in passes], due)
-        self._lockstep = lockstep = Lockstep(passes, self.model, self._classes, keep)
+        self._lockstep = lockstep = Lockstep(passes, self.model, self._watched, keep)
         replaying: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self._graphs and not keep and self._recorder is None:
             replaying = self._graphs.standing_in(self._blocks, lockstep)
@@ -463,10 +463,30 @@ class Engine:
 
     def _take_back(self) -> None:
         """Make the parameters ordinary ones, and take weights in that somebody has moved."""
-        self._marks.clear()
-        if not self.store.is_intact():
+        if not self._are_intact():
             self._catch_up()
             self.rebuild()
+
+    def _are_intact(self) -> bool:
+        """Whether the parameters, now ordinary ones, are as sweeps leave them."""
+        for unit in self.units:
+            self.store.marks.clear(unit)
+        return self.store.is_intact()
+
+    @property
+    def _is_undisturbed(self) -> bool:
+        """Whether nobody can have changed the parameters since a sweep has left them."""
+        return self.store.marks.are_complete
+
+    def _asked(self, function: Any) -> None:
+        """A torch function is about to be given a marked parameter."""
+        if self._lockstep is not None:
+            if not tells_form(function):  # in a sweep, weights that no unit was entered for are NaN
+                for unit in self.units:
+                    if unit in self.store.marks:
+                        self.store.hide(unit)
+        elif not (tells_form(function) or tells_place(function)):
+            self.settle()
 
     def _catch_up(self) -> None:
         """Store the updated weights of all units, outside a sweep."""
@@ -478,12 +498,12 @@ class Engine:
         for unit in self.units:
             self.store.rest(unit)
         if self.pending or not self._workspace.stream.is_idle:
-            self._marks.set()
+            self.store.marks.set()
 
     def push(self, update: Update) -> None:
         """Add a step's update to those pending."""
         self.pending.open.append(update)
-        self._marks.set()
+        self.store.marks.set()
 
     # -- what `zo2.engine.replay` needs -----------------------------------------------------
 
@@ -528,8 +548,7 @@ class Engine:
 
     def is_in_place(self) -> bool:
         """Whether the weights are where sweeps so far have found them."""
-        self._marks.clear()
-        return self.store.is_intact()
+        return self._is_undisturbed or self._are_intact()
 
     def has_swept(self) -> None:
         """A sweep with perturbations was done by other means: all weights have its round."""

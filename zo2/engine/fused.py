@@ -6,6 +6,7 @@ lies in small tables on the device, so a launch is the same for every step.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -86,7 +87,8 @@ class Tables:
         numbers = perturbations + 2 * (self.rounds + self.terms)
         self._numbers = slice(first, first + 4 * numbers)
         self._table = Table(self._numbers.stop, device)
-        self.seeds, self.numbers = self._views(self._table.there)
+        self.seeds = self._table.there[self._seeds].view(torch.int64)
+        self.numbers = self._table.there[self._numbers].view(torch.float32)
         self._starts = list(accumulate(terms, initial=0))
         self.holds: Changes | None = None  # what kernels find here
 
@@ -102,13 +104,9 @@ class Tables:
         numbers += [one.scale for pair in zip(plain, decayed, strict=True) for one in pair]
         numbers += [c for either in (plain, decayed) for one in either for _, c in one.terms]
         with self._table.rewriting() as host:
-            for table, values in zip(self._views(host), (seeds, numbers), strict=True):
-                table.copy_(torch.tensor(values, dtype=table.dtype, device="cpu"))
+            host[self._seeds] = array("q", seeds).tobytes()
+            host[self._numbers] = array("f", numbers).tobytes()
         self.holds = changes
-
-    def _views(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Seeds (int64) and numbers (float32) within the bytes of a table."""
-        return table[self._seeds].view(torch.int64), table[self._numbers].view(torch.float32)
 
 
 def _with_open(changes: Changes) -> tuple[Round, ...]:

@@ -15,7 +15,7 @@ import torch
 from greenlet import GreenletExit, greenlet
 from torch import nn
 
-from zo2.engine.modulestate import ModuleState, WatchedClasses, Written
+from zo2.engine.modulestate import ModuleState, WatchedModules, Written
 from zo2.engine.partition import Unit
 from zo2.engine.threadstate import Switcher, capture
 from zo2.methods import Perturbation
@@ -76,16 +76,16 @@ class Lockstep:
     Args:
         passes: what runs.
         model: the module that they call.
-        classes: what watches its modules' classes.
+        watched: what watches its modules.
         keep: whether the passes' attributes on the model's modules outlast the sweep.
     """
 
     def __init__(
-        self, passes: Sequence[Pass], model: nn.Module, classes: WatchedClasses, keep: bool
+        self, passes: Sequence[Pass], model: nn.Module, watched: WatchedModules, keep: bool
     ) -> None:
         self.passes = passes
         self.current: Pass | None = None
-        self._modules = ModuleState(model, classes, keep)
+        self._modules = ModuleState(model, watched, keep)
 
     def __enter__(self) -> Lockstep:
         self._switcher = Switcher().__enter__()

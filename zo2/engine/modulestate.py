@@ -12,9 +12,13 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Set
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
-from torch.nn.modules.module import register_module_buffer_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+)
 from torch.utils.hooks import RemovableHandle
 
 _ABSENT = object()
@@ -22,17 +26,33 @@ _Key = tuple[int, Any]  # identity of a dictionary, and a key within it
 Written = dict[_Key, Any]
 
 
-class WatchedClasses:
-    """Classes whose objects tell the sweeps that run what is set on them; until `close`.
+class WatchedModules:
+    """Modules of classes whose objects tell the sweeps that run what is set on them; until `close`.
 
-    They stay watched between sweeps. Whenever a class is changed, Python forgets what it knows of
-    its attributes; and after a thousand times (in Python 3.13) it looks them up slowly for ever.
+    Classes stay watched between sweeps. Whenever a class is changed, Python forgets what it knows
+    of its attributes; and after a thousand times (in Python 3.13) it looks them up slowly for ever.
+    Nor are modules looked for in every sweep, for which a GPU would wait, but when any has become a
+    part of another.
     """
 
     def __init__(self) -> None:
         self._kinds: set[type] = set()
+        self._modules: WeakSet[nn.Module] = WeakSet()  # torch holds this object by the hook
+        self._known = False
+        self._handle = register_module_module_registration_hook(self._registered)
 
-    def add(self, kinds: Set[type]) -> None:
+    def _registered(self, module: nn.Module, name: str, part: nn.Module | None) -> None:
+        self._known = False
+
+    def of(self, model: nn.Module) -> Set[nn.Module]:
+        """All modules of ``model``, always the same one; from now on they are watched."""
+        if not self._known:
+            modules = modules_of(model)
+            self._add({type(module) for module in modules} | {RemovableHandle})
+            self._modules, self._known = WeakSet(modules), True
+        return self._modules
+
+    def _add(self, kinds: Set[type]) -> None:
         """Watch modules of these classes: the model's own classes, not `nn.Module`, since to change
         a class takes the longer the more classes are derived from it. Hooks are watched, too.
         """
@@ -44,6 +64,8 @@ class WatchedClasses:
 
     def close(self) -> None:
         """Leave the classes as they were, apart from those that others watch."""
+        self._handle.remove()
+        self._known = False
         while self._kinds:
             kind = self._kinds.pop()
             _watchers[kind] -= 1
@@ -57,21 +79,20 @@ class ModuleState:
 
     Args:
         model: the model whose modules are watched.
-        classes: what watches their classes.
+        watched: what watches them.
         keep: leave the modules as the last finished pass left them, as calls one after another
             would; otherwise they end as they began.
     """
 
-    def __init__(self, model: nn.Module, classes: WatchedClasses, keep: bool) -> None:
+    def __init__(self, model: nn.Module, watched: WatchedModules, keep: bool) -> None:
         self.watching = False  # whether a pass runs now
-        self._model, self._classes, self._keep = model, classes, keep
-        self._modules: set[nn.Module] = set()
+        self._model, self._watched, self._keep = model, watched, keep
+        self._modules: Set[nn.Module] = set()
         self._before: dict[_Key, tuple[dict[Any, Any], Any]] = {}  # where, and the first value
         self._last: Written = {}  # what the pass that finished last has written
 
     def __enter__(self) -> ModuleState:
-        self._modules = modules_of(self._model)
-        self._classes.add({type(module) for module in self._modules} | {RemovableHandle})
+        self._modules = self._watched.of(self._model)
         self._handle = register_module_buffer_registration_hook(
             lambda module, name, buffer: self.note_attribute(module, name)
         )
@@ -117,7 +138,7 @@ class ModuleState:
 
 
 def modules_of(model: nn.Module) -> set[nn.Module]:
-    """All modules, as `nn.Module.modules` in a third of its time: a GPU waits for it."""
+    """All modules, as `nn.Module.modules` in a third of its time: a GPU may wait for it."""
     found: set[nn.Module] = set()
     left: list[nn.Module | None] = [model]
     while left:

@@ -20,7 +20,7 @@ from zo2.engine.partition import Corrections, Unit, is_divisible
 from zo2.errors import ModelError
 
 # What may be asked of a weight without reading its values.
-_METADATA = {
+_FORM = {
     torch.Tensor.size,
     torch.Tensor.dim,
     torch.Tensor.numel,
@@ -30,28 +30,41 @@ _METADATA = {
     torch.Tensor.is_floating_point,
     torch.Tensor.is_complex,
     torch.Tensor.element_size,
-    torch.Tensor.get_device,
     torch.Tensor.storage_offset,
     torch.Tensor.__len__,
     torch.Tensor.__hash__,
     torch.is_floating_point,
     torch.is_complex,
     torch.numel,
-    torch.Tensor.data.__set__,  # type: ignore[attr-defined]
 } | {
     getattr(torch.Tensor, name).__get__
     for name in (
-        "shape", "dtype", "device", "requires_grad", "is_cuda", "is_meta", "is_sparse", "is_cpu",
-        "layout", "ndim", "is_leaf", "grad", "grad_fn", "is_quantized", "is_mps", "is_xpu",
-        "is_mkldnn", "is_nested", "names", "itemsize", "nbytes", "output_nr", "_backward_hooks",
+        "shape", "dtype", "requires_grad", "is_meta", "is_sparse", "layout", "ndim", "is_leaf",
+        "grad", "grad_fn", "is_quantized", "is_mps", "is_xpu", "is_mkldnn", "is_nested", "names",
+        "itemsize", "nbytes", "output_nr", "_backward_hooks",
     )
     if hasattr(torch.Tensor, name)
 }  # fmt: skip
+_PLACE = {
+    torch.Tensor.get_device,
+    *(getattr(torch.Tensor, name).__get__ for name in ("device", "is_cuda", "is_cpu")),
+}
+_SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def reads_values(func: Any) -> bool:
-    """Whether a torch function looks at its tensors' values rather than at their form."""
-    return func not in _METADATA
+    """Whether a torch function looks at its tensors' values, or changes them."""
+    return not (tells_form(func) or tells_place(func) or func == _SETS_DATA)
+
+
+def tells_form(func: Any) -> bool:
+    """Whether a torch function tells of its tensors only what is so wherever their values lie."""
+    return func in _FORM
+
+
+def tells_place(func: Any) -> bool:
+    """Whether a torch function tells of its tensors only on which device their values lie."""
+    return func in _PLACE
 
 
 _IN_PLACE = re.compile(

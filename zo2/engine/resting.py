@@ -1,9 +1,9 @@
-"""Reading a parameter between steps applies what is pending first.
+"""Parameters that tell when they are asked for something.
 
-After a step the stored weights may lack its update. While they do, the model's parameters are
-of a class that does nothing but notice when a torch function is about to read their values; it
-then settles the engine, after which they are ordinary parameters again. Asking for a shape, a
-dtype or a device costs nothing.
+After a step the stored weights may lack its update. While they do, the model's parameters are of
+a class that does nothing but tell their engine which torch function is about to be given them. So
+updates are applied when values are read; and as long as nothing was asked, the next sweep finds
+parameters as the last one has left them and need not look at each, for which a GPU would wait.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from typing import Any, ClassVar
 from torch import nn
 
 from zo2.engine.eager import never_compiled
-from zo2.engine.record import reads_values
+from zo2.engine.partition import Unit
 
 
 class RestingParameter(nn.Parameter):
-    """A parameter whose weights lack updates; any read of its values applies them."""
+    """A parameter at rest. Its engine is told before a torch function is given it, and may make it
+    an ordinary one.
+    """
 
-    settle: ClassVar[Callable[[], None]]
+    asked: ClassVar[Callable[[Any], None]]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if reads_values(func):
-            for kind in _find_resting((*args, *(kwargs or {}).values())):
-                kind.settle()
+        for kind in _find_resting((*args, *(kwargs or {}).values())):
+            kind.asked(func)
         return super().__torch_function__(func, types, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
         """An ordinary parameter, as this one is from then on."""
-        type(self).settle()
+        type(self).asked(nn.Parameter.__deepcopy__)
         copied: nn.Parameter = nn.Parameter.__deepcopy__(self, memo)
         return copied
 
@@ -47,33 +48,50 @@ def _find_resting(values: Iterable[Any]) -> list[type[RestingParameter]]:
 
 
 class Marks:
-    """Marks parameters as resting, all or none.
+    """Marks the parameters of units as resting.
 
     Args:
-        parameters: ordinary ones; those of other classes are left as they are.
-        settle: what applies the updates that they lack, after which they are not marked.
+        units: those that may be marked; the ones with parameters of other classes are not.
+        asked: told which torch function is about to be given a marked parameter.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], settle: Callable[[], None]) -> None:
-        self._parameters = [one for one in parameters if type(one) is nn.Parameter]
-        # a class of its own says what settles: a GPU waits while each parameter is marked
-        does = {"settle": staticmethod(never_compiled(settle))}
+    def __init__(self, units: Iterable[Unit], asked: Callable[[Any], None]) -> None:
+        found = {unit: [weight.parameter for weight in unit.weights] for unit in units}
+        self._parameters = {
+            unit: parameters
+            for unit, parameters in found.items()
+            if all(type(one) is nn.Parameter for one in parameters)
+        }
+        self._others = len(found) > len(self._parameters)
+        # a class of its own says who is told: a GPU waits while parameters are marked
+        does = {"asked": staticmethod(never_compiled(asked))}
         self._kind: type[nn.Parameter] = type(RestingParameter.__name__, (RestingParameter,), does)
-        self._set = False
+        self._set: set[Unit] = set()
+
+    def __contains__(self, unit: Unit) -> bool:
+        return unit in self._set
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether all parameters are marked."""
+        return len(self._set) == len(self._parameters) and not self._others
 
     def set(self) -> None:
-        """From now on, reading any of the parameters settles first."""
-        if not self._set:
-            self._turn(nn.Parameter, self._kind)
-            self._set = True
+        """From now on, all that may be marked are."""
+        for unit, parameters in self._parameters.items():
+            if unit not in self._set:
+                self._turn(parameters, nn.Parameter, self._kind)
+                self._set.add(unit)
 
-    def clear(self) -> None:
-        """Make the parameters ordinary again."""
-        if self._set:
-            self._turn(self._kind, nn.Parameter)
-            self._set = False
+    def clear(self, unit: Unit) -> None:
+        """Make a unit's parameters ordinary again."""
+        if unit in self._set:
+            self._set.remove(unit)
+            self._turn(self._parameters[unit], self._kind, nn.Parameter)
 
-    def _turn(self, old: type[nn.Parameter], new: type[nn.Parameter]) -> None:
-        for parameter in self._parameters:
+    def _turn(
+        self, parameters: Iterable[nn.Parameter], old: type[nn.Parameter], new: type[nn.Parameter]
+    ) -> None:
+        for parameter in parameters:
             if type(parameter) is old:
                 parameter.__class__ = new  # type: ignore[assignment]

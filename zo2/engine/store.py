@@ -20,10 +20,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import torch
 
 from zo2.engine.partition import ALIGNMENT, Unit, Weight
+from zo2.engine.resting import Marks
 from zo2.errors import HostMemoryError
 
 _dtype, _requires_grad = attrgetter("dtype"), attrgetter("requires_grad")
@@ -49,6 +51,10 @@ class Layout:
             if weight.trainable:
                 self.trained = self.nbytes
         self.offsets = [offsets[weight] for weight in weights]
+        self._forms = [
+            (slice(offsets[one], offsets[one] + one.nbytes), one.parameter.dtype, one.shape.shape)
+            for one in weights
+        ]  # of parameters that are marked, asking takes longer
 
     @property
     def has_frozen(self) -> bool:
@@ -57,12 +63,7 @@ class Layout:
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """The weights within ``flat`` (1-D uint8, at least `nbytes` long), in their shapes."""
-        return [
-            flat[offset : offset + weight.nbytes]
-            .view(weight.parameter.dtype)
-            .view(weight.shape.shape)
-            for offset, weight in zip(self.offsets, self.weights, strict=True)
-        ]
+        return [flat[part].view(dtype).view(shape) for part, dtype, shape in self._forms]
 
 
 @dataclass(eq=False)
@@ -94,9 +95,10 @@ class Store:
             of the model; their parameters' data move into the buffers.
         device: the working device; what is streamed rests in host memory instead.
         progress: told the bytes of the weights of every parcel that has been taken in.
+        asked: told which torch function is about to be given a parameter that is marked.
 
     Attributes:
-        parameters: of all units.
+        marks: of units whose parameters rest.
 
     Raises:
         HostMemoryError: there is not enough host memory, or it could not be page-locked. The
@@ -108,6 +110,7 @@ class Store:
         parcels: Sequence[tuple[Sequence[Unit], bool]],
         device: torch.device,
         progress: Callable[[int], None] = lambda nbytes: None,
+        asked: Callable[[Any], None] = lambda function: None,
     ) -> None:
         units = [unit for together, _ in parcels for unit in together]
         self._device = device
@@ -115,12 +118,13 @@ class Store:
         self.resting: dict[Unit, Resting] = {}
         self.flats: dict[Unit, torch.Tensor] = {}
         self.views: dict[Unit, list[torch.Tensor]] = {}
-        self.parameters = [weight.parameter for unit in units for weight in unit.weights]
+        self._parameters = [weight.parameter for unit in units for weight in unit.weights]
         for together, streamed in parcels:
             self._adopt(together, streamed)
             _return_freed_memory()
             progress(sum(unit.nbytes for unit in together))
         self._where = self._look()
+        self.marks = Marks(units, asked)
         self._hidden: set[Unit] = set()
         self._unread = {unit: [(w.parameter, self._nan(w)) for w in unit.weights] for unit in units}
 
@@ -175,18 +179,21 @@ class Store:
 
     def bind(self, unit: Unit, tensors: Sequence[torch.Tensor]) -> None:
         """Point the unit's parameters at ``tensors``."""
+        self.marks.clear(unit)
         self._hidden.discard(unit)
         for weight, tensor in zip(unit.weights, tensors, strict=True):
             weight.parameter.data = tensor
 
     def rest(self, unit: Unit) -> None:
         """Point the unit's parameters at its resting buffer."""
-        self.bind(unit, self.views[unit])
+        if unit not in self.marks:
+            self.bind(unit, self.views[unit])
 
     def hide(self, unit: Unit) -> None:
         """Point the unit's parameters at NaN, so that an unexpected read cannot go unnoticed."""
         if unit in self._hidden:
             return
+        self.marks.clear(unit)
         for parameter, nan in self._unread[unit]:
             parameter.data = nan
         self._hidden.add(unit)
@@ -202,9 +209,9 @@ class Store:
         waits for it, hence by `map`.
         """
         return (
-            [*map(torch.Tensor.data_ptr, self.parameters)],
-            [*map(_dtype, self.parameters)],
-            [*map(_requires_grad, self.parameters)],
+            [*map(torch.Tensor.data_ptr, self._parameters)],
+            [*map(_dtype, self._parameters)],
+            [*map(_requires_grad, self._parameters)],
         )
 
 

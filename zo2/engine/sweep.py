@@ -61,7 +61,8 @@ class Sweep:
         """
         self._lockstep, self._formation = lockstep, formation
         for unit in self._route.order:
-            self._store.hide(unit)
+            if unit not in self._store.marks:  # if it is, whoever asks for it is noticed
+                self._store.hide(unit)
         self._hold()
         with lockstep:
             with formation.fork():

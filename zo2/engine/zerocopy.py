@@ -9,13 +9,16 @@ memory without waiting for any copy.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 SMALL = 1 << 20  # bytes: kernels reach host memory at a fraction of the rate of copies
+ALIGNED = 64  # bytes, of which each tensor that is brought begins at a multiple
 
 
 def read(numbers: torch.Tensor) -> Any:
@@ -32,27 +35,46 @@ def read(numbers: torch.Tensor) -> Any:
     return host.tolist()
 
 
-def bring(value: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``value`` on ``device``, as by ``value.to(device)``."""
-    usual = (
-        device.type != "cuda"
-        or value.device.type != "cpu"
-        or type(value) is not torch.Tensor
-        or value.layout is not torch.strided
-        or value.requires_grad
-        or not 0 < value.numel() * value.element_size() <= SMALL
-    )
-    if usual:
-        return value.to(device)
+def bring(values: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """``values`` on ``device``, as by ``value.to(device)``; the small ones by one kernel."""
+    small = [index for index, value in enumerate(values) if _is_small(value, device)]
+    if not small:
+        return [value.to(device) for value in values]
+    sizes = [values[index].numel() * values[index].element_size() for index in small]
+    *starts, total = accumulate((-(-size // ALIGNED) * ALIGNED for size in sizes), initial=0)
     with torch.cuda.device(device):
-        host = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
-        mapped = _mapped(_bytes(host.copy_(value)), device)
+        host = torch.empty(total, dtype=torch.uint8, device="cpu", pin_memory=True)
+        mapped = _mapped(host, device)
         if mapped is None:
-            return value.to(device)
-        there = torch.empty(value.shape, dtype=value.dtype, device=device)
-        _write(_bytes(there), mapped)
+            return [value.to(device) for value in values]
+        there = torch.empty(total, dtype=torch.uint8, device=device)
+        brought = {}
+        for index, start, size in zip(small, starts, sizes, strict=True):
+            value, part = values[index], slice(start, start + size)
+            _as(value, host[part]).copy_(value)
+            brought[index] = _as(value, there[part])
+        _write(there, mapped)
         _keep_until_read(host)
-    return there
+    return [
+        brought[index] if index in brought else value.to(device)
+        for index, value in enumerate(values)
+    ]
+
+
+def _is_small(value: torch.Tensor, device: torch.device) -> bool:
+    return (
+        device.type == "cuda"
+        and value.device.type == "cpu"
+        and type(value) is torch.Tensor
+        and value.layout is torch.strided
+        and not value.requires_grad
+        and 0 < value.numel() * value.element_size() <= SMALL
+    )
+
+
+def _as(value: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    """Bytes as a tensor like ``value``."""
+    return memory.view(value.dtype).view(value.shape)
 
 
 # Host memory that kernels may still read, of which torch does not know, and when they have.
@@ -84,15 +106,17 @@ class Table:
                 self._host = torch.zeros(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
                 self._mapped = _mapped(self._host, device)
                 self._brought = torch.cuda.Event()
+        address = self._host.data_ptr()  # torch would take longer to write a few numbers
+        self._bytes = memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
 
     @contextlib.contextmanager
-    def rewriting(self) -> Iterator[torch.Tensor]:
+    def rewriting(self) -> Iterator[memoryview]:
         """Bytes in host memory to write to; work queued from then on finds them on the device."""
         if self._brought is None:
-            yield self._host
+            yield self._bytes
             return
         self._brought.synchronize()  # kernels may still read what was written before
-        yield self._host
+        yield self._bytes
         with torch.cuda.device(self.there.device):
             if self._mapped is None:
                 self.there.copy_(self._host, non_blocking=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +13,7 @@ from zo2.config import ZOSettings
 from zo2.config.base import parse_bytes
 from zo2.directions import get_family, gpu
 from zo2.engine.blockgraphs import PATIENCE, BlockGraphs
-from zo2.engine.capturing import CudaCapture
+from zo2.engine.capturing import CudaCapture, capture_stream
 from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement, unit_sizes_to_try
 from zo2.engine.weights import Arithmetic, TorchArithmetic
@@ -154,7 +153,7 @@ def engine_for(
     if config.cuda_graphs and device.type != "cuda":
         raise ConfigError("cuda_graphs needs a GPU: leave it out on a CPU.")
 
-    wanted = partial(_graphs, device, 1) if config.cuda_graphs else None
+    wanted = _graphs(device, 1) if config.cuda_graphs else None
     sizes = [config.unit] if config.unit else unit_sizes_to_try(model, placement)
     for size in sizes:
         try:
@@ -168,8 +167,14 @@ def engine_for(
     raise AssertionError("there is always a size to try")
 
 
-def _graphs(device: torch.device, patience: int) -> BlockGraphs:
-    return BlockGraphs(device, CudaCapture(device), patience)
+def _graphs(device: torch.device, patience: int) -> Callable[[], BlockGraphs]:
+    """What makes graphs of blocks.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: there is no memory for any.
+    """
+    capture_stream(device)  # takes memory, which placements then reckon with
+    return lambda: BlockGraphs(device, CudaCapture(device), patience)
 
 
 def replays_of(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> Replays | None:
@@ -223,8 +228,8 @@ class ReplayedBlocks:
         if not self._engine.is_bounded and free < SPARE * total:
             return False
         try:
-            self._engine.replay_blocks(partial(_graphs, device, PATIENCE))
-        except (DeviceMemoryError, HostMemoryError):
+            self._engine.replay_blocks(_graphs(device, PATIENCE))
+        except (DeviceMemoryError, HostMemoryError, torch.cuda.OutOfMemoryError):
             self.end()
             return False
         return True

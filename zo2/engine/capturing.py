@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable, Iterator
 
@@ -26,7 +27,7 @@ class CudaCapture:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device, self._stream = device, capture_stream(device)
         # graphs share it: what one leaves there, no other reads
         self._pool = torch.cuda.graph_pool_handle()
         self._never_captured = _registered_graph(device)
@@ -68,6 +69,22 @@ class CudaCapture:
             with contextlib.suppress(RuntimeError):  # it was ended
                 end(torch.cuda.current_device(), self._pool)
         self._pool = torch.cuda.graph_pool_handle()
+
+
+@functools.cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where work is captured: one stream for all, since cuBLAS keeps memory for each (32 MiB).
+
+    It takes that memory here, from where it never needs to be freed.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: there is not so much.
+    """
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        some = torch.zeros(16, 16, device=device)
+        torch.mm(some, some)
+    return stream
 
 
 def _registered_graph(device: torch.device) -> torch.cuda.CUDAGraph:

@@ -136,6 +136,7 @@ class StandIn(SimpleNamespace):
         ({}, {"is_bounded": True}, LITTLE, "tries"),
         ({}, {"error": DeviceMemoryError("no room")}, PLENTY, "tries in vain"),
         ({}, {"error": HostMemoryError("no room")}, PLENTY, "tries in vain"),
+        ({}, {"error": torch.cuda.OutOfMemoryError("no room")}, PLENTY, "tries in vain"),
         ({"cuda_graphs": False}, {}, PLENTY, "nothing"),
         ({"cuda_graphs": True}, {}, PLENTY, "nothing"),
         ({}, {"has_whole_blocks": False}, PLENTY, "nothing"),
@@ -146,7 +147,7 @@ class StandIn(SimpleNamespace):
 )
 def test_what_is_tried(settings, engine, free, expected, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: free)
-    monkeypatch.setattr(assembly, "CudaCapture", lambda device: None)
+    monkeypatch.setattr(assembly, "capture_stream", lambda device: None)
     settings = dict(settings)
     fused = settings.pop("triton", True)
     arithmetic = object() if fused else TorchArithmetic(get_family("gaussian"), True)

@@ -230,6 +230,47 @@ def test_running_out_of_memory_drops_the_step_and_says_what_to_change():
     assert model(**one).isfinite()
 
 
+@pytest.mark.parametrize("settings", [{"zo2": False}, {"device_memory_budget": "1.6GB"}])
+def test_memory_of_models_that_were_let_go_is_found(settings):
+    """They are garbage in cycles, for which Python's collector is in no hurry."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    model = wide("opt", layers=40, width=1024)  # a gigabyte
+    one = batch(model)
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(free - (3 << 29), dtype=torch.uint8, device="cuda:0")
+    if "device_memory_budget" in settings:
+        del taken
+        torch.cuda.empty_cache()
+    gc.disable()
+    try:
+        losses = []
+        for _ in range(3):
+            other = zo2.prepare(copy.deepcopy(model), zo2.ZOConfig(**CUDA, **settings))
+            losses.append([other(**one).item() for _ in range(2)])
+            del other
+        assert losses == losses[:1] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_model_that_does_not_fit_is_not_prepared_and_says_so():
+    gc.collect()
+    torch.cuda.empty_cache()
+    model = wide("opt", layers=40, width=1024)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(free - (1 << 29), dtype=torch.uint8, device="cuda:0")
+    with pytest.raises(zo2.DeviceMemoryError, match=r"was not prepared.*device_memory_budget"):
+        zo2.prepare(model, zo2.ZOConfig(**CUDA, zo2=False))
+    after = model.state_dict()
+    assert {value.device.type for value in after.values()} == {"cpu"}
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    del taken
+    zo2.prepare(model, zo2.ZOConfig(**CUDA, zo2=False))
+    assert model(**batch(model)).isfinite()
+
+
 # -- past copies ------------------------------------------------------------------------------
 
 
@@ -586,6 +627,7 @@ def test_a_budget_is_no_limit_for_another_model():
     model = wide("opt", layers=20, width=1024)
     budget = _budget_that_streams(model)
     one, losses = batch(model), train(model, 3, zo2=False)[0]
+    gc.collect()
     config = zo2.ZOConfig(**CUDA, unit="block", device_memory_budget=budget)
     bounded, seen = zo2.prepare(copy.deepcopy(model), config), []
 

@@ -49,6 +49,7 @@ def prepare(
     Raises:
         ModelError: the model is quantised, spread over devices, or has unloaded weights.
         HostMemoryError: host memory ran out; the model keeps its weights.
+        DeviceMemoryError: the GPU's memory ran out, or a budget is too small; as above.
         ConfigError: a setting cannot work.
     """
     config = config or MeZOSGDConfig()

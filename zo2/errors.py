@@ -39,7 +39,7 @@ class HostMemoryError(ModelError):
 
 
 class DeviceMemoryError(ZO2Error, MemoryError):
-    """The working device's memory ran out; the weights are those before the step."""
+    """The working device's memory ran out; the weights are those before the step, or call."""
 
 
 class CheckpointError(ZO2Error, RuntimeError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import ClassVar
+import gc
+from collections.abc import Callable, Iterator
+from typing import ClassVar, TypeVar
 
 import torch
 
@@ -120,9 +121,36 @@ class Usage:
         return True
 
 
+Result = TypeVar("Result")
+
+
+def without_garbage(device: torch.device, work: Callable[[], Result]) -> Result:
+    """What ``work()`` returns; should memory run out, it is done again if garbage held some.
+
+    A prepared model that was let go is in cycles with its hooks: it stays until Python's garbage
+    collector comes by, which knows nothing of the GPU's memory.
+    """
+    try:
+        return work()
+    except (torch.cuda.OutOfMemoryError, DeviceMemoryError):
+        if not _collect_garbage(device):
+            raise
+    return work()
+
+
+def _collect_garbage(device: torch.device) -> bool:
+    """Whether that has freed any of the device's memory."""
+    if device.type != "cuda":
+        return False
+    before = torch.cuda.memory_allocated(device)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device) < before
+
+
 @contextlib.contextmanager
-def out_of_memory_explained(device: torch.device) -> Iterator[None]:
-    """Turn torch's error into one that says what is free and which setting to change."""
+def out_of_memory_explained(device: torch.device, advice: str) -> Iterator[None]:
+    """Turn torch's error into one that says what is free, and ``advice``."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -130,9 +158,7 @@ def out_of_memory_explained(device: torch.device) -> Iterator[None]:
         free, total = torch.cuda.mem_get_info(device)
         message = (
             f"The GPU ran out of memory ({cause}; {free / 2**30:.2f} of {total / 2**30:.2f} GiB "
-            "are free). The step was dropped and the weights are those before it. Split the batch "
-            "into micro-batches (model.zo_step([...])), set device_memory_budget so that fewer "
-            "weights stay on the GPU, or use unit='leaf'."
+            f"are free). {advice}"
         )
     else:
         return

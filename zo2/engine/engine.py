@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from zo2.engine.abreast import Formation, InFile
 from zo2.engine.blockgraphs import BlockGraphs
 from zo2.engine.deferral import Deferral
-from zo2.engine.devicememory import Usage, out_of_memory_explained
+from zo2.engine.devicememory import Usage, out_of_memory_explained, without_garbage
 from zo2.engine.eager import compiling_nothing, never_compiled
 from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedModules
@@ -40,6 +40,15 @@ from zo2.methods import Perturbation
 
 Body = Callable[[], Any]
 
+NOT_PREPARED = (
+    "The model was not prepared and keeps its weights. Set device_memory_budget, so that fewer of "
+    "them stay on the GPU, or use unit='leaf'."
+)
+STEP_DROPPED = (
+    "The step was dropped and the weights are those before it. Split the batch into micro-batches "
+    "(model.zo_step([...])), set device_memory_budget so that fewer weights stay on the GPU, or "
+    "use unit='leaf'."
+)
 AHEAD = 2  # parcels for each buffer that a sweep may update before passes reach them
 
 
@@ -92,7 +101,14 @@ class Engine:
         weakref.finalize(self, self._usage.lift)
         self._progress, self._new_graphs = progress, graphs
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
-        self._build()
+        homes = [(tensor, tensor.device) for tensor in (*model.parameters(), *model.buffers())]
+        try:
+            with out_of_memory_explained(device, NOT_PREPARED):
+                without_garbage(device, self._build)
+        except DeviceMemoryError:
+            for tensor, home in homes:
+                tensor.data = tensor.data.to(home)
+            raise
 
     # -- construction ---------------------------------------------------------------------
 
@@ -328,9 +344,10 @@ class Engine:
         with self._at_work():
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return self._through(jobs)  # nothing is carried out that could be learnt from
-            with out_of_memory_explained(self.device):
+            with out_of_memory_explained(self.device, STEP_DROPPED):
+                sweep = functools.partial(self._sweep, jobs, probe, form)
                 try:
-                    return self._sweep(jobs, probe, form)
+                    return without_garbage(self.device, sweep)
                 except torch.cuda.OutOfMemoryError:
                     if not self.is_bounded:
                         raise

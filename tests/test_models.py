@@ -263,11 +263,14 @@ class Acting(nn.Module):
         return {"loss": self.layers[1](self.act(self.layers[0](x))).square().mean()}
 
 
+@pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("put", [Acting.__setattr__, Acting.add_module])
-def test_a_module_that_is_put_in_between_steps_is_watched_too(put):
+def test_a_module_that_is_put_in_between_steps_is_watched_too(put, copied):
     trained, _ = prepared(Acting())
     batches = [{"x": torch.randn(n, 8)} for n in (2, 3)]
     for _ in range(2):
+        if copied:
+            copy.deepcopy(trained)
         trained.zo_step(batches)
     put(trained, "act", Stateful())
     trained.zo_step(batches)  # what one pass keeps is of no shape for the next

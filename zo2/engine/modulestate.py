@@ -39,13 +39,15 @@ class WatchedModules:
         self._kinds: set[type] = set()
         self._modules: WeakSet[nn.Module] = WeakSet()  # torch holds this object by the hook
         self._known = False
-        self._handle = register_module_module_registration_hook(self._registered)
+        self._handle: RemovableHandle | None = None
 
     def _registered(self, module: nn.Module, name: str, part: nn.Module | None) -> None:
         self._known = False
 
     def of(self, model: nn.Module) -> Set[nn.Module]:
         """All modules of ``model``, always the same one; from now on they are watched."""
+        if self._handle is None:
+            self._handle = register_module_module_registration_hook(self._registered)
         if not self._known:
             modules = modules_of(model)
             self._add({type(module) for module in modules} | {RemovableHandle})
@@ -64,8 +66,9 @@ class WatchedModules:
 
     def close(self) -> None:
         """Leave the classes as they were, apart from those that others watch."""
-        self._handle.remove()
-        self._known = False
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle, self._known = None, False
         while self._kinds:
             kind = self._kinds.pop()
             _watchers[kind] -= 1

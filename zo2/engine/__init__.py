@@ -7,7 +7,7 @@ record       the first pass: execution order, and weights read outside their uni
 placement    which units stay on the working device, and what moves in one copy
 devicememory what the device's memory is used for beside weights
 store        each unit's weights as one flat host buffer
-resting      reading a parameter between steps applies what is pending
+resting      parameters between sweeps, which tell the engine what is asked of them
 transfer     bringing units to the working device and back; lanes: by copies beside computation
 zerocopy     losses, batches and seeds, past the copies of weights
 updates      what a step decides; pending: which units lack which; deferral: which go home when

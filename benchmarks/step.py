@@ -28,6 +28,7 @@ import torch
 
 import zo2
 from benchmarks import mezo, shapes, sharing
+from zo2.assembly import host_bound
 from zo2.config.base import parse_bytes
 from zo2.directions.gpu import available
 from zo2.engine import zerocopy
@@ -183,6 +184,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         engine = model._zo.engine
         if budget != budgets[0]:
             engine.rebudget(parse_bytes(str(budget)))
+            _begin_anew(model._zo)
         by_budget.append(
             seconds(
                 lambda: losses.append(float(model.zo_step(micro))),
@@ -212,6 +214,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **vars(options), "first": first, "ready": ready, "weights": weights, "found": by_budget,
         "losses": losses[:3] + losses[-1:], "host": peak_of_host(),
     }  # fmt: skip
+
+
+def _begin_anew(state: Any) -> None:
+    """Whether passes shall be replayed as graphs is found out as by a training that begins now."""
+    if state.config.cuda_graphs is None:
+        state.engine.replay_blocks(None)
+    state._host = host_bound(state.config, state.engine, state.engine._arithmetic)
 
 
 def _watch_ways_home() -> list[int]:

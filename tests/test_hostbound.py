@@ -17,7 +17,7 @@ from zo2.directions import get_family
 from zo2.engine import zerocopy
 from zo2.engine.weights import TorchArithmetic
 from zo2.errors import DeviceMemoryError, HostMemoryError
-from zo2.hostbound import LONGEST, STEPS, HostBound
+from zo2.hostbound import LONGEST, RARER, STEPS, HostBound
 
 
 def advised(caplog):
@@ -80,7 +80,7 @@ def test_a_remedy_is_kept_if_steps_are_faster_once_it_is_applied(seconds, kept, 
     waiting_for_the_host(host, 11, 0.5, graphs)  # these are captured
     waiting_for_the_host(host, STEPS - 1, seconds, graphs)
     assert host.is_undecided
-    waiting_for_the_host(host, 5 * STEPS, seconds, graphs)
+    waiting_for_the_host(host, RARER * STEPS, seconds, graphs)
     assert not host.is_undecided
     assert graphs.happened == ["begun", *([] if kept else ["ended"])]
     assert ("70 ms" in caplog.text) == ("45 ms" in caplog.text) == kept
@@ -91,8 +91,29 @@ def test_a_remedy_that_never_shows_itself_is_undone():
     host = HostBound(graphs)
     waiting_for_the_host(host, STEPS + LONGEST - 1)
     assert graphs.happened == ["begun"]
-    waiting_for_the_host(host, STEPS)
+    waiting_for_the_host(host, 2 * RARER * STEPS)
     assert graphs.happened == ["begun", "ended"]
+
+
+def test_a_remedy_that_did_not_help_is_tried_again_ever_more_rarely():
+    graphs = Graphs()
+    host = HostBound(graphs)
+    tried = []
+    for step in range(2_600):
+        before = len(graphs.happened)
+        if graphs.happened[-1:] == ["begun"]:
+            waiting_for_the_host(host, 1, 0.08 if len(tried) < 3 else 0.045, graphs)
+        else:
+            graphs.steps = 0
+            waiting_for_the_host(host, 1)
+        if graphs.happened[before:] == ["begun"]:
+            tried.append(step)
+    length = tried[1] - tried[0] - RARER * STEPS  # that it took to find that it did not help
+    assert tried[0] == STEPS - 1
+    assert STEPS < length < 2 * STEPS
+    assert tried[2] - tried[1] == RARER**2 * STEPS + length
+    assert graphs.happened == ["begun", "ended", "begun", "ended", "begun"]
+    assert not host.is_undecided
 
 
 @pytest.mark.parametrize("waits", [False, True])

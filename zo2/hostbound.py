@@ -15,6 +15,7 @@ logger = logging.getLogger("zo2")
 STEPS = 20  # in succession: the first ones compile kernels, and one may wait for something else
 SHARE = 1 / 20  # of the time until a step is queued; if losses come sooner, the GPU was waiting
 LONGEST = 500  # steps that a remedy is given to show itself
+RARER = 10  # times as many, until what did not help is tried again: hosts have slow hours
 
 
 class Remedy(Protocol):
@@ -35,7 +36,7 @@ class Remedy(Protocol):
 
 
 class HostBound:
-    """Looks after such steps: tries a remedy once, and keeps it if steps are faster with it.
+    """Looks after such steps: tries a remedy, and keeps it if steps are faster with it.
 
     Args:
         remedy: ``None`` if there is none but to ask the user.
@@ -44,6 +45,7 @@ class HostBound:
     def __init__(self, remedy: Remedy | None) -> None:
         self._remedy = remedy
         self._times: deque[float] = deque(maxlen=STEPS)  # in succession, and alike
+        self._count, self._patience = 0, STEPS  # of such steps; until the remedy is tried
         self._before: float | None = None  # seconds of a step without the remedy, once it is tried
         self._applied = self._tried = 0
         self._done = False
@@ -51,7 +53,8 @@ class HostBound:
     @property
     def is_undecided(self) -> bool:
         """Whether steps may soon take another time than now."""
-        return not self._done and (self._before is not None or bool(self._times))
+        soon = self._count > 0 and self._patience == STEPS
+        return not self._done and (self._before is not None or soon)
 
     def step(self, queued: float, waited: float) -> None:
         """A step was queued within so many seconds; then its losses were waited for."""
@@ -65,9 +68,11 @@ class HostBound:
     def _watch(self, queued: float, waited: float) -> None:
         if waited >= SHARE * queued:
             self._times.clear()
+            self._count = 0
             return
         self._times.append(queued + waited)
-        if len(self._times) < STEPS:
+        self._count += 1
+        if self._count < self._patience:
             return
         self._before = median(self._times)
         self._times.clear()
@@ -90,14 +95,18 @@ class HostBound:
             self._times.append(seconds)
         if len(self._times) < STEPS and self._tried < LONGEST:
             return
-        self._done = True
         after = median(self._times) if self._times else self._before
         if after < self._before:
+            self._done = True
             logger.info(
                 "Steps took as long as this host needs to queue them (%.0f ms). They take %.0f ms "
                 "with passes through streamed blocks replayed as CUDA graphs, and the results are "
                 "the same; cuda_graphs=False (--no-cuda-graphs) would prevent it.",
                 1e3 * self._before, 1e3 * after,
             )  # fmt: skip
-        else:
-            self._remedy.end()
+            return
+        self._remedy.end()
+        self._done = not self._applied  # then it never will be
+        self._before, self._applied, self._tried = None, 0, 0
+        self._times.clear()
+        self._count, self._patience = 0, RARER * self._patience

@@ -360,7 +360,7 @@ class Engine:
     ) -> list[Any]:
         """Sweep, and learn from it what passes need and whether they wait for copies."""
         self._usage.claim()
-        if form not in self._recorded or not self._is_undisturbed:
+        if form not in self._recorded or not self.store.marks.are_complete:
             self._take_back()
         if form not in self._recorded:
             try:
@@ -490,11 +490,6 @@ class Engine:
             self.store.marks.clear(unit)
         return self.store.is_intact()
 
-    @property
-    def _is_undisturbed(self) -> bool:
-        """Whether nobody can have changed the parameters since a sweep has left them."""
-        return self.store.marks.are_complete
-
     def _asked(self, function: Any) -> None:
         """A torch function is about to be given a marked parameter."""
         if self._lockstep is not None:
@@ -565,7 +560,7 @@ class Engine:
 
     def is_in_place(self) -> bool:
         """Whether the weights are where sweeps so far have found them."""
-        return self._is_undisturbed or self._are_intact()
+        return self.store.marks.are_complete or self._are_intact()
 
     def has_swept(self) -> None:
         """A sweep with perturbations was done by other means: all weights have its round."""

@@ -62,7 +62,7 @@ class Marks:
             for unit, parameters in found.items()
             if all(type(one) is nn.Parameter for one in parameters)
         }
-        self._others = len(found) > len(self._parameters)
+        self._units = len(found)
         # a class of its own says who is told: a GPU waits while parameters are marked
         does = {"asked": staticmethod(never_compiled(asked))}
         self._kind: type[nn.Parameter] = type(RestingParameter.__name__, (RestingParameter,), does)
@@ -73,8 +73,8 @@ class Marks:
 
     @property
     def are_complete(self) -> bool:
-        """Whether all parameters are marked."""
-        return len(self._set) == len(self._parameters) and not self._others
+        """Whether all parameters are marked, so that nobody can have changed any since."""
+        return len(self._set) == self._units
 
     def set(self) -> None:
         """From now on, all that may be marked are."""

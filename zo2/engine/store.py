@@ -109,8 +109,8 @@ class Store:
         self,
         parcels: Sequence[tuple[Sequence[Unit], bool]],
         device: torch.device,
-        progress: Callable[[int], None] = lambda nbytes: None,
-        asked: Callable[[Any], None] = lambda function: None,
+        progress: Callable[[int], None],
+        asked: Callable[[Any], None],
     ) -> None:
         units = [unit for together, _ in parcels for unit in together]
         self._device = device

@@ -116,6 +116,18 @@ def test_a_remedy_that_did_not_help_is_tried_again_ever_more_rarely():
     assert not host.is_undecided
 
 
+def test_what_did_not_help_is_not_advised_where_it_is_no_longer_possible(caplog):
+    graphs = Graphs()
+    host = HostBound(graphs)
+    waiting_for_the_host(host, STEPS)
+    waiting_for_the_host(host, 11 + STEPS, 0.08, graphs)
+    graphs.possible = False
+    waiting_for_the_host(host, 2 * RARER * STEPS)
+    assert graphs.happened == ["begun", "ended", "begun"]
+    assert not host.is_undecided
+    assert not advised(caplog)
+
+
 @pytest.mark.parametrize("waits", [False, True])
 def test_steps_that_wait_for_their_losses_are_not_meant(waits, caplog, monkeypatch):
     monkeypatch.setattr(prepared, "host_bound", lambda *_: HostBound(None))

@@ -76,8 +76,10 @@ class HostBound:
             return
         self._before = median(self._times)
         self._times.clear()
-        if self._remedy is None or not self._remedy.begin():
-            self._done = True
+        if self._remedy is not None and self._remedy.begin():
+            return
+        self._done = True
+        if self._patience == STEPS:  # it was never tried
             logger.warning(
                 "Steps take as long as this host needs to queue them (%.0f ms), and the GPU waits "
                 "for it. cuda_graphs=True (--cuda-graphs) may make them faster.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -72,9 +72,9 @@ class Usage:
             yield
             return
         torch.cuda.reset_peak_memory_stats(self._device)
-        before = torch.cuda.memory_allocated(self._device)
+        before = _allocated(self._device)["current"]
         yield
-        self.peak = torch.cuda.max_memory_allocated(self._device) - before
+        self.peak = _allocated(self._device)["peak"] - before
 
     def limit(self, budget: int | None) -> None:
         """Let torch's allocator give cached memory back, or fail, rather than pass ``budget``.
@@ -119,6 +119,15 @@ class Usage:
             return self.expect(self.peak)
         self.is_guessed, self.activations = False, self.peak
         return True
+
+
+def _allocated(device: torch.device) -> dict[str, int]:
+    """Bytes of tensors, "current" and "peak". The functions for one of them flatten all that torch
+    knows, for which a GPU would wait.
+    """
+    stats: dict[str, Any] = torch.cuda.memory_stats_as_nested_dict(device)
+    found: dict[str, int] = stats["allocated_bytes"]["all"]
+    return found
 
 
 Result = TypeVar("Result")

@@ -37,28 +37,26 @@ def read(numbers: torch.Tensor) -> Any:
 
 def bring(values: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     """``values`` on ``device``, as by ``value.to(device)``; the small ones by one kernel."""
-    small = [index for index, value in enumerate(values) if _is_small(value, device)]
-    if not small:
-        return [value.to(device) for value in values]
-    sizes = [values[index].numel() * values[index].element_size() for index in small]
+    small = [value for value in values if _is_small(value, device)]
+    brought = iter(_bring_together(small, device) if small else [])
+    return [next(brought) if _is_small(value, device) else value.to(device) for value in values]
+
+
+def _bring_together(values: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    sizes = [value.numel() * value.element_size() for value in values]
     *starts, total = accumulate((-(-size // ALIGNED) * ALIGNED for size in sizes), initial=0)
+    parts = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
     with torch.cuda.device(device):
         host = torch.empty(total, dtype=torch.uint8, device="cpu", pin_memory=True)
         mapped = _mapped(host, device)
         if mapped is None:
             return [value.to(device) for value in values]
-        there = torch.empty(total, dtype=torch.uint8, device=device)
-        brought = {}
-        for index, start, size in zip(small, starts, sizes, strict=True):
-            value, part = values[index], slice(start, start + size)
+        for value, part in zip(values, parts, strict=True):
             _as(value, host[part]).copy_(value)
-            brought[index] = _as(value, there[part])
+        there = torch.empty(total, dtype=torch.uint8, device=device)
         _write(there, mapped)
         _keep_until_read(host)
-    return [
-        brought[index] if index in brought else value.to(device)
-        for index, value in enumerate(values)
-    ]
+    return [_as(value, there[part]) for value, part in zip(values, parts, strict=True)]
 
 
 def _is_small(value: torch.Tensor, device: torch.device) -> bool:

@@ -326,10 +326,43 @@ def test_within_a_budget_graphs_take_the_place_of_weights_until_they_go():
     assert len(tapes) == captured > 0
     assert streamed == [0] * 2 + [2] * 2 + [3] * 6 + [2] * 6
     engine._usage.activations = 3 * block
-    with pytest.raises(zo2.DeviceMemoryError):
-        engine.replay_blocks(lambda: BlockGraphs(engine.device, capture))
+    assert not engine.replay_blocks(lambda: BlockGraphs(engine.device, capture))
     assert model(**inputs[0]).item() == reference(**inputs[0]).item()
     assert len(tapes) == captured
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_graphs_go_when_passes_need_their_room_unless_they_were_asked_for(asked, tapes):
+    """A batch may be longer than those before."""
+    reference = zo2.prepare(toy(is_plain), zo2.ZOConfig(**CPU, lr=1e-2))
+    config = zo2.ZOConfig(**CPU, lr=1e-2, unit="block")
+    placement = Placement(slots=1, copies=True, budget=10**6)
+    model = zo2.prepare(toy(is_plain), config, placement=placement)
+    engine = model._zo.engine
+    if not asked:
+        engine.replay_blocks(engine._new_graphs)
+    block = max(unit.stored for unit in engine.units if unit.is_block)
+    inputs = iter([toy_batch(seed=step) for step in range(9)])
+
+    def step():
+        one = next(inputs)
+        assert model(**one).item() == reference(**one).item()
+
+    step()
+    engine._usage.activations = block  # as a GPU would have measured
+    engine.rebudget(engine.need.total)
+    for _ in range(3):
+        step()
+    assert engine.graph_count
+    engine._usage.activations = 3 * block
+    if asked:
+        with pytest.raises(zo2.DeviceMemoryError):
+            engine.rebudget(engine._placement.budget)
+    else:
+        engine.rebudget(engine._placement.budget)
+    for _ in range(3):
+        step()
+    assert bool(engine.graph_count) == asked
 
 
 def test_graphs_that_are_dropped_go_at_once(tapes):

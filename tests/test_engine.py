@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import itertools
@@ -19,7 +20,9 @@ import zo2
 from tests.oracle import direction, is_decayed, naive_mezo, perturbed_loss
 from tests.tiny import batch, tiny
 from zo2.engine.deferral import MOST, Deferral
+from zo2.engine.devicememory import Usage
 from zo2.engine.lanes import HostLanes, Waits
+from zo2.engine.partition import partition
 from zo2.engine.placement import Placement, spread
 from zo2.engine.store import Store
 from zo2.engine.sweep import Sweep
@@ -1015,8 +1018,6 @@ def test_perturbed_loss_helper_moves_the_weights():
 
 
 def units_of(blocks=6, width=16, size="leaf"):
-    from zo2.engine.partition import partition
-
     return partition(Toy([Mix(width) for _ in range(blocks)], width=width), size)
 
 
@@ -1121,6 +1122,54 @@ def test_a_budget_that_is_refused_later_changes_nothing():
             model._zo.engine.rebudget(100)
     assert found == losses
     assert_same(weights, {name: value.clone() for name, value in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_where_blocks_have_no_room_weights_are_divided_further_and_no_bit_changes(window):
+    model = toy(6).to(torch.bfloat16)
+    one = toy_batch()
+    losses, weights = train(model, [one], 9, zo2=False, update_window=window)
+    blocks, leaves = (_least(partition(model, size), 2, True, -1_000) for size in ("block", "leaf"))
+    assert leaves < blocks
+    settings = {"lr": 1e-3, "weight_decay": 0.0, "update_window": window}
+    placement = Placement(slots=2, copies=True, budget=blocks)
+    zo2.prepare(model, zo2.ZOConfig(**CPU, **settings), placement=placement)
+    engine, sizes, found = model._zo.engine, [], []
+    for step in range(9):
+        if step == 6:
+            with pytest.raises(zo2.DeviceMemoryError, match=r"Raise the budget, or use"):
+                engine.rebudget(leaves - 1)
+            sizes.append(len(engine.units))
+            engine.rebudget(leaves)
+        sizes.append(len(engine.units))
+        found.append(model(**one).item())
+    assert sizes[0] == sizes[6] < sizes[7] == sizes[-1] == len(partition(model, "leaf"))
+    assert not engine.has_whole_blocks
+    assert found == losses
+    assert_same(weights, {name: value.clone() for name, value in model.state_dict().items()})
+
+
+def test_what_passes_turn_out_to_need_divides_weights_further(monkeypatch):
+    """Before the first pass the need is guessed; a budget may have room for blocks only then."""
+    model = toy(6).to(torch.bfloat16)
+    one = toy_batch()
+    losses, _ = train(model, [one], 3, zo2=False)
+    leaves = _least(partition(model, "leaf"), 2, True, 500 - 1_000)
+    blocks = _least(partition(model, "block"), 2, True, -1_000)
+    assert blocks <= leaves < blocks + 500
+
+    @contextlib.contextmanager
+    def measured(usage):
+        yield
+        usage.peak = 500
+
+    monkeypatch.setattr(Usage, "measured", measured)
+    placement = Placement(slots=2, copies=True, budget=leaves)
+    config = zo2.ZOConfig(**CPU, lr=1e-3, weight_decay=0.0)
+    zo2.prepare(model, config, placement=placement)
+    assert model._zo.engine.has_whole_blocks
+    assert [model(**one).item() for _ in range(3)] == losses
+    assert not model._zo.engine.has_whole_blocks
 
 
 def test_a_budget_that_is_too_small_says_what_is_needed():

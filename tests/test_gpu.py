@@ -13,7 +13,7 @@ import zo2
 from tests.oracle import direction
 from tests.tiny import batch, tiny
 from zo2 import assembly, hostbound
-from zo2.engine import zerocopy
+from zo2.engine import capturing, zerocopy
 from zo2.engine.capturing import CaptureError, CudaCapture
 
 pytestmark = [
@@ -621,6 +621,44 @@ def _budget_that_streams(model):
     gc.collect()
     torch.cuda.empty_cache()
     return budget
+
+
+def test_where_a_budget_has_no_room_for_graphs_steps_go_on_without(replayed, monkeypatch):
+    model = wide("opt", layers=6, width=1024)
+    losses, weights = train(model, 12, cuda_graphs=False)
+    budget = _least_budget(model) + (16 << 20)
+    monkeypatch.setattr(hostbound, "STEPS", 4)
+    monkeypatch.setattr(hostbound, "SHARE", float("inf"))
+    monkeypatch.setattr(assembly, "PATIENCE", 4)
+    monkeypatch.setattr(capturing, "_streams", {})  # another would take memory for good
+    others, found = train(model, 12, device_memory_budget=budget, unit="block")
+    assert others == losses
+    assert all(torch.equal(weights[name], found[name]) for name in weights)
+    assert not replayed
+    assert not capturing._streams
+
+
+def _least_budget(model):
+    """Device memory with which all of a model's blocks are streamed, and no less."""
+    gc.collect()
+    other = zo2.prepare(
+        copy.deepcopy(model), zo2.ZOConfig(**CUDA, device_memory_budget="20GB", unit="block")
+    )
+    other(**batch(other))
+    low, high = 0, other._zo.engine.need.total
+    while high - low > 1 << 20:
+        middle = (low + high) // 2
+        try:
+            other._zo.engine.rebudget(middle)
+        except zo2.DeviceMemoryError:
+            low = middle
+        else:
+            high = middle
+    zo2.release(other)
+    del other
+    gc.collect()
+    torch.cuda.empty_cache()
+    return high
 
 
 def test_a_budget_is_no_limit_for_another_model():

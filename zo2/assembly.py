@@ -13,11 +13,11 @@ from zo2.config import ZOSettings
 from zo2.config.base import parse_bytes
 from zo2.directions import get_family, gpu
 from zo2.engine.blockgraphs import PATIENCE, BlockGraphs
-from zo2.engine.capturing import CudaCapture, capture_stream
+from zo2.engine.capturing import CudaCapture, capture_stream, to_take
 from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement, unit_sizes_to_try
 from zo2.engine.weights import Arithmetic, TorchArithmetic
-from zo2.errors import ConfigError, DeviceMemoryError, HostMemoryError, ModelError
+from zo2.errors import ConfigError, HostMemoryError, ModelError
 from zo2.hostbound import HostBound
 
 if TYPE_CHECKING:
@@ -155,16 +155,9 @@ def engine_for(
 
     wanted = _graphs(device, 1) if config.cuda_graphs else None
     sizes = [config.unit] if config.unit else unit_sizes_to_try(model, placement)
-    for size in sizes:
-        try:
-            return Engine(
-                model, device, placement, arithmetic, size, config.update_window, progress,
-                graphs=wanted,
-            )  # fmt: skip
-        except DeviceMemoryError:
-            if size == sizes[-1]:
-                raise
-    raise AssertionError("there is always a size to try")
+    return Engine(
+        model, device, placement, arithmetic, sizes, config.update_window, progress, graphs=wanted
+    )
 
 
 def _graphs(device: torch.device, patience: int) -> Callable[[], BlockGraphs]:
@@ -223,16 +216,16 @@ class ReplayedBlocks:
 
     def begin(self) -> bool:
         """Replay from now on, if there is memory to spare, or a budget has room."""
-        device = self._engine.device
+        engine, device = self._engine, self._engine.device
         free, total = torch.cuda.mem_get_info(device)
-        if not self._engine.is_bounded and free < SPARE * total:
+        spare = engine.has_room(to_take(device)) if engine.is_bounded else free >= SPARE * total
+        if not (engine.has_whole_blocks and spare):
             return False
         try:
-            self._engine.replay_blocks(_graphs(device, PATIENCE))
-        except (DeviceMemoryError, HostMemoryError, torch.cuda.OutOfMemoryError):
+            return engine.replay_blocks(_graphs(device, PATIENCE))
+        except (HostMemoryError, torch.cuda.OutOfMemoryError):
             self.end()
             return False
-        return True
 
     def end(self) -> None:
         """Let passes run as they are."""

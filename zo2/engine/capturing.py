@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 from collections.abc import Callable, Iterator
 
 import torch
 
 from zo2.errors import first_line
+
+CUBLAS = 1 << 26  # bytes: more than it keeps for a stream
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], None]], Replay]
@@ -71,7 +72,9 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
 
-@functools.cache
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
 def capture_stream(device: torch.device) -> torch.cuda.Stream:
     """Where work is captured: one stream for all, since cuBLAS keeps memory for each (32 MiB).
 
@@ -80,11 +83,18 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
     Raises:
         torch.cuda.OutOfMemoryError: there is not so much.
     """
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        some = torch.zeros(16, 16, device=device)
-        torch.mm(some, some)
-    return stream
+    if device not in _streams:
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            some = torch.zeros(16, 16, device=device)
+            torch.mm(some, some)
+        _streams[device] = stream
+    return _streams[device]
+
+
+def to_take(device: torch.device) -> int:
+    """Bytes, at most, of the device's memory that `capture_stream` would take for good."""
+    return 0 if device in _streams else CUBLAS
 
 
 def _registered_graph(device: torch.device) -> torch.cuda.CUDAGraph:

@@ -60,7 +60,7 @@ class Engine:
         device: where passes run.
         placement: which units are streamed, and through what.
         arithmetic: how weights are updated and perturbed.
-        unit_size: ``"block"`` or ``"leaf"``.
+        unit_sizes: ``"block"``, ``"leaf"`` or both: the first one for which there is room.
         update_window: a sweep makes a round of the pending updates once so many wait.
         progress: told the bytes of weights that have been taken in.
         graphs: makes what replays passes through blocks while weights are streamed.
@@ -78,14 +78,14 @@ class Engine:
         device: torch.device,
         placement: Placement,
         arithmetic: Arithmetic,
-        unit_size: str = "block",
+        unit_sizes: Sequence[str] = ("block",),
         update_window: int = 1,
         progress: Callable[[int], None] = lambda nbytes: None,
         graphs: Callable[[], BlockGraphs] | None = None,
     ) -> None:
         self.model, self.device = model, device
         self._placement, self._arithmetic = placement, arithmetic
-        self._unit_size, self._update_window = unit_size, update_window
+        self._unit_sizes, self._update_window = list(unit_sizes), update_window
         self.pending = Pending()
         self.formation: Formation = InFile()
         self.before_pause: Callable[[], None] = lambda: None
@@ -100,11 +100,12 @@ class Engine:
         self._measured = self._usage.measured if self.is_bounded else contextlib.nullcontext
         weakref.finalize(self, self._usage.lift)
         self._progress, self._new_graphs = progress, graphs
+        self._graphs_are_asked_for = graphs is not None
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
         homes = [(tensor, tensor.device) for tensor in (*model.parameters(), *model.buffers())]
         try:
             with out_of_memory_explained(device, NOT_PREPARED):
-                without_garbage(device, self._build)
+                self._build_first()
         except DeviceMemoryError:
             for tensor, home in homes:
                 tensor.data = tensor.data.to(home)
@@ -112,16 +113,26 @@ class Engine:
 
     # -- construction ---------------------------------------------------------------------
 
+    def _build_first(self) -> None:
+        """Build with units of the first size for which there is room."""
+        while True:
+            try:
+                return without_garbage(self.device, self._build)
+            except DeviceMemoryError:
+                if len(self._unit_sizes) == 1:
+                    raise
+                del self._unit_sizes[0]
+
     def _build(self) -> None:
         """Partition the model and move its weights into fresh buffers."""
         self.remove_hooks()
         self._usage.claim()
         for buffer in self.model.buffers():
             buffer.data = buffer.data.to(self.device)
-        self.units = partition(self.model, self._unit_size, self._corrections)
+        self.units = partition(self.model, self._unit_sizes[0], self._corrections)
         self._blocks = [module for unit in self.units if unit.is_block for module in unit.modules]
         weights = sum(unit.nbytes for unit in self.units)
-        plan = self._plan(to_lock=max(weights - self._usage.page_locked, 0))
+        plan = self._plan(self.units, to_lock=max(weights - self._usage.page_locked, 0))
         self.store = Store(
             [(parcel.units, parcel.streamed) for parcel in plan.parcels],
             self.device,
@@ -135,13 +146,15 @@ class Engine:
         self._connect(plan)
         self.add_hooks()
 
-    def _plan(self, to_lock: int = 0) -> Plan:
-        """Where weights rest; so many bytes, at most, have yet to be page-locked for it."""
+    def _plan(self, units: Sequence[Unit], to_lock: int = 0, more: int = 0) -> Plan:
+        """Where weights rest; so many bytes, at most, have yet to be page-locked for it, and
+        ``more`` of the device's memory are for something else.
+        """
         usage = self._usage
-        others = usage.others(self._bytes_on_device(), to_lock)
-        place = functools.partial(self._placement.plan, self.units, self.device.type, others)
+        others = usage.others(self._bytes_on_device(), to_lock) + more
+        place = functools.partial(self._placement.plan, units, self.device.type, others)
         # graphs have memory of their own, as much again as passes that run as they are
-        times = 1 if self._new_graphs is None else 2
+        times = 2 if self._new_graphs and any(unit.is_block for unit in units) else 1
         try:
             return place(usage.activations * times)
         except DeviceMemoryError:
@@ -188,6 +201,9 @@ class Engine:
 
         Pending updates stay pending: of which a round is made decides how weights are rounded, and
         must not depend on where weights rest.
+
+        Raises:
+            DeviceMemoryError: the budget is too small; weights are where they were.
         """
         if not self.is_bounded:
             return
@@ -195,9 +211,37 @@ class Engine:
         self._take_back()
         try:
             self._workspace.stream.finish()
-            self._move(self._plan())
+            self._place_somehow()
         finally:
             self._rest()
+
+    def _place_somehow(self) -> None:
+        """Move weights; where there is no room, without graphs that nobody has asked for, and then
+        in smaller units.
+        """
+        try:
+            plan = self._plan(self.units)
+        except DeviceMemoryError:
+            if self._new_graphs and not self._graphs_are_asked_for:
+                self._new_graphs = None
+                self._place_somehow()
+                return
+            if len(self._unit_sizes) == 1:
+                raise
+            self._divide_further()
+        else:
+            self._move(plan)
+
+    def _divide_further(self) -> None:
+        """Take the weights in again in smaller units, if there is room for these."""
+        smaller = self._unit_sizes[1:]
+        self._plan(partition(self.model, smaller[0], self._corrections))
+        self._catch_up()
+        self._unit_sizes = smaller
+        self._usage.limit(None)
+        self.drop_buffers()  # they make room
+        self.rebuild()
+        self._usage.limit(self._placement.budget)
 
     def _move(self, plan: Plan) -> None:
         """Move weights between host and device as ``plan`` says."""
@@ -238,23 +282,29 @@ class Engine:
         self._watched.close()
         self._usage.lift()
 
-    def replay_blocks(self, graphs: Callable[[], BlockGraphs] | None) -> None:
-        """From now on, replay passes through blocks while weights are streamed; ``None``: no more.
-
-        Raises:
-            DeviceMemoryError: the memory budget has no room for graphs; nothing has changed.
-        """
-        before, self._new_graphs = self._new_graphs, graphs
-        self._graphs = None
-        if not self.is_bounded:
-            self._graphs = graphs() if graphs and self.streams else None
-            return
+    def has_room(self, more: int) -> bool:
+        """Whether the memory budget has room for so many bytes more."""
         try:
-            with self._at_work():
-                self._place_anew()
+            self._plan(self.units, more=more)
         except DeviceMemoryError:
-            self._new_graphs = before
-            raise
+            return False
+        return True
+
+    def replay_blocks(self, graphs: Callable[[], BlockGraphs] | None) -> bool:
+        """Replay passes through blocks while weights are streamed, and as long as the memory
+        budget has room for it; ``None``: no more.
+
+        Returns:
+            Whether it has.
+        """
+        self._new_graphs, self._graphs_are_asked_for, self._graphs = graphs, False, None
+        if self.is_bounded:
+            # others may have taken memory since: weights may as well stay where they are
+            with self._at_work(), contextlib.suppress(DeviceMemoryError):
+                self._place_anew()
+        elif graphs and self.streams:
+            self._graphs = graphs()
+        return self._new_graphs is graphs
 
     def drop_buffers(self) -> None:
         """Let the device's memory beside the weights go now, not when garbage is collected."""
@@ -362,7 +412,7 @@ class Engine:
         self._usage.claim()
         if form not in self._recorded or not self.store.marks.are_complete:
             self._take_back()
-        if form not in self._recorded:
+        while form not in self._recorded:
             try:
                 with self._measured():
                     self._record(probe)

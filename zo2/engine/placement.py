@@ -176,10 +176,11 @@ class Placement:
                     return plan(_keep(choice, self.budget - least.total), depth, width)
                 needs.append(least)
         least = min(needs, key=lambda need: need.total)
+        leaf = ", set unit='leaf'" if any(unit.is_block for unit in units) else ""
         raise DeviceMemoryError(
             f"device_memory_budget is {self.budget / 1e9:.2f} GB, but this model and batch need "
             f"{least.total / 1e9:.2f} GB with everything streamed ({_itemised(least)}). "
-            "Raise the budget, set unit='leaf', or use smaller micro-batches."
+            f"Raise the budget{leaf}, or use smaller micro-batches."
         )
 
     def _depth(self, parcels: Sequence[Parcel]) -> int:

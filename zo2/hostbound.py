@@ -12,7 +12,7 @@ from typing import Protocol
 
 logger = logging.getLogger("zo2")
 
-STEPS = 20  # in succession: the first ones compile kernels, and one may wait for something else
+STEPS = 20  # of which most are: the first ones compile kernels, and one may wait for something else
 SHARE = 1 / 20  # of the time until a step is queued; if losses come sooner, the GPU was waiting
 LONGEST = 500  # steps that a remedy is given to show itself
 RARER = 10  # times as many, until what did not help is tried again: hosts have slow hours
@@ -44,8 +44,9 @@ class HostBound:
 
     def __init__(self, remedy: Remedy | None) -> None:
         self._remedy = remedy
-        self._times: deque[float] = deque(maxlen=STEPS)  # in succession, and alike
-        self._count, self._patience = 0, STEPS  # of such steps; until the remedy is tried
+        self._times: deque[float] = deque(maxlen=STEPS)  # of the last steps
+        self._held_up: deque[bool] = deque(maxlen=STEPS)  # whether they were
+        self._count, self._patience = 0, STEPS  # steps in succession; until the remedy is tried
         self._before: float | None = None  # seconds of a step without the remedy, once it is tried
         self._applied = self._tried = 0
         self._done = False
@@ -66,16 +67,16 @@ class HostBound:
             self._try(queued + waited)
 
     def _watch(self, queued: float, waited: float) -> None:
-        if waited >= SHARE * queued:
-            self._times.clear()
-            self._count = 0
-            return
         self._times.append(queued + waited)
+        self._held_up.append(waited < SHARE * queued)
         self._count += 1
+        if len(self._times) == STEPS and 2 * sum(self._held_up) <= STEPS:
+            self._count = 0
         if self._count < self._patience:
             return
         self._before = median(self._times)
         self._times.clear()
+        self._held_up.clear()
         if self._remedy is not None and self._remedy.begin():
             return
         self._done = True

@@ -185,6 +185,8 @@ class Engine:
     def rebudget(self, budget: int) -> None:
         """Change the bytes of device memory that everything may take, and move weights by it.
 
+        Units that had to become smaller stay so.
+
         Raises:
             DeviceMemoryError: it is too small; nothing has changed.
         """

@@ -1172,6 +1172,26 @@ def test_what_passes_turn_out_to_need_divides_weights_further(monkeypatch):
     assert not model._zo.engine.has_whole_blocks
 
 
+@pytest.mark.parametrize("unit", ["block", "leaf"])
+def test_a_budget_too_small_for_what_a_pass_turns_out_to_read_drops_the_step(unit):
+    """The embedding is read by the trunk: it cannot be streamed, as had been planned."""
+    torch.manual_seed(1)
+    model = ReadsFromTheTrunk().eval()
+    one = toy_batch()
+    losses, weights = train(model, [one], 3, zo2=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    budget = _least(partition(model, unit), 2, True, -1_000)
+    config = zo2.ZOConfig(**CPU, lr=1e-3, weight_decay=0.0, unit=unit)
+    zo2.prepare(model, config, placement=Placement(slots=2, copies=True, budget=budget))
+    for _ in range(2):
+        with pytest.raises(zo2.DeviceMemoryError, match="with everything streamed"):
+            model(**one)
+        assert_same(before, dict(model.state_dict()))
+    model._zo.engine.rebudget(10**6)
+    assert [model(**one).item() for _ in range(3)] == losses
+    assert_same(weights, dict(model.state_dict()))
+
+
 def test_a_budget_that_is_too_small_says_what_is_needed():
     with pytest.raises(zo2.DeviceMemoryError, match=r"buffers 0\.\d+, resident weights"):
         zo2.prepare(toy(), zo2.ZOConfig(**CPU, device_memory_budget=100))

@@ -124,15 +124,20 @@ class Engine:
                 del self._unit_sizes[0]
 
     def _build(self) -> None:
-        """Partition the model and move its weights into fresh buffers."""
-        self.remove_hooks()
+        """Partition the model and move its weights into fresh buffers.
+
+        Raises:
+            DeviceMemoryError: the budget is too small; nothing has changed.
+        """
         self._usage.claim()
         for buffer in self.model.buffers():
             buffer.data = buffer.data.to(self.device)
-        self.units = partition(self.model, self._unit_sizes[0], self._corrections)
-        self._blocks = [module for unit in self.units if unit.is_block for module in unit.modules]
-        weights = sum(unit.nbytes for unit in self.units)
-        plan = self._plan(self.units, to_lock=max(weights - self._usage.page_locked, 0))
+        units = partition(self.model, self._unit_sizes[0], self._corrections)
+        weights = sum(unit.nbytes for unit in units)
+        plan = self._plan(units, to_lock=max(weights - self._usage.page_locked, 0))
+        self.remove_hooks()
+        self.units = units
+        self._blocks = [module for unit in units if unit.is_block for module in unit.modules]
         self.store = Store(
             [(parcel.units, parcel.streamed) for parcel in plan.parcels],
             self.device,
@@ -151,7 +156,7 @@ class Engine:
         ``more`` of the device's memory are for something else.
         """
         usage = self._usage
-        others = usage.others(self._bytes_on_device(), to_lock) + more
+        others = usage.others(self._bytes_on_device(units), to_lock) + more
         place = functools.partial(self._placement.plan, units, self.device.type, others)
         # graphs have memory of their own, as much again as passes that run as they are
         times = 2 if self._new_graphs and any(unit.is_block for unit in units) else 1
@@ -162,9 +167,9 @@ class Engine:
                 raise
             return place(0)  # a guess is no reason to give up
 
-    def _bytes_on_device(self) -> int:
+    def _bytes_on_device(self, units: Sequence[Unit]) -> int:
         """Device memory of the weights, and of what they pass through."""
-        held = [weight.parameter.data for unit in self.units for weight in unit.weights]
+        held = [weight.parameter.data for unit in units for weight in unit.weights]
         held += self._buffers
         storages = {one.data_ptr(): one for one in (t.untyped_storage() for t in held)}
         return sum(one.nbytes() for one in storages.values() if one.device == self.device)

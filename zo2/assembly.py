@@ -18,12 +18,13 @@ from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement, unit_sizes_to_try
 from zo2.engine.weights import Arithmetic, TorchArithmetic
 from zo2.errors import ConfigError, HostMemoryError, ModelError
-from zo2.hostbound import HostBound
+from zo2.hostbound import USE_GRAPHS, HostBound
 
 if TYPE_CHECKING:
     from zo2.engine.replay import Replays
 
 SPARE = 1 / 10  # of the device's memory, which should be free before graphs take some unasked
+RAISE_BUDGET = "A larger device_memory_budget has room for CUDA graphs, which may make them faster."
 
 
 def check_model(model: nn.Module) -> None:
@@ -200,7 +201,8 @@ def host_bound(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> Ho
     if config.cuda_graphs is not None or engine.device.type != "cuda":
         return None
     if engine.streams:
-        return HostBound(ReplayedBlocks(engine)) if engine.has_whole_blocks else None
+        advice = RAISE_BUDGET if engine.is_bounded else USE_GRAPHS
+        return HostBound(ReplayedBlocks(engine), advice) if engine.has_whole_blocks else None
     return None if isinstance(arithmetic, TorchArithmetic) else HostBound(None)
 
 

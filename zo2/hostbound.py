@@ -15,6 +15,7 @@ logger = logging.getLogger("zo2")
 STEPS = 20  # of which most are: the first ones compile kernels, and one may wait for something else
 SHARE = 1 / 20  # of the time until a step is queued; if losses come sooner, the GPU was waiting
 LONGEST = 500  # steps that a remedy is given to show itself
+USE_GRAPHS = "cuda_graphs=True (--cuda-graphs) may make them faster."
 RARER = 10  # times as many, until what did not help is tried again: hosts have slow hours
 
 
@@ -40,10 +41,11 @@ class HostBound:
 
     Args:
         remedy: ``None`` if there is none but to ask the user.
+        advice: what the user may do where the remedy is not possible.
     """
 
-    def __init__(self, remedy: Remedy | None) -> None:
-        self._remedy = remedy
+    def __init__(self, remedy: Remedy | None, advice: str = USE_GRAPHS) -> None:
+        self._remedy, self._advice = remedy, advice
         self._times: deque[float] = deque(maxlen=STEPS)  # of the last steps
         self._held_up: deque[bool] = deque(maxlen=STEPS)  # whether they were
         self._count, self._patience = 0, STEPS  # steps in succession; until the remedy is tried
@@ -83,9 +85,9 @@ class HostBound:
         if self._patience == STEPS:  # it was never tried
             logger.warning(
                 "Steps take as long as this host needs to queue them (%.0f ms), and the GPU waits "
-                "for it. cuda_graphs=True (--cuda-graphs) may make them faster.",
-                1e3 * self._before,
-            )
+                "for it. %s",
+                1e3 * self._before, self._advice,
+            )  # fmt: skip
 
     def _try(self, seconds: float) -> None:
         assert self._remedy is not None

@@ -419,7 +419,7 @@ class Engine:
         self._usage.claim()
         if form not in self._recorded or not self.store.marks.are_complete:
             self._take_back()
-        while form not in self._recorded:
+        while form not in self._recorded:  # again, should weights be divided further
             try:
                 with self._measured():
                     self._record(probe)

@@ -331,16 +331,13 @@ def test_within_a_budget_graphs_take_the_place_of_weights_until_they_go():
     assert len(tapes) == captured
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_graphs_go_when_passes_need_their_room_unless_they_were_asked_for(asked, tapes):
+def test_graphs_go_when_passes_need_their_room(tapes, caplog):
     """A batch may be longer than those before."""
     reference = zo2.prepare(toy(is_plain), zo2.ZOConfig(**CPU, lr=1e-2))
     config = zo2.ZOConfig(**CPU, lr=1e-2, unit="block")
     placement = Placement(slots=1, copies=True, budget=10**6)
     model = zo2.prepare(toy(is_plain), config, placement=placement)
     engine = model._zo.engine
-    if not asked:
-        engine.replay_blocks(engine._new_graphs)
     block = max(unit.stored for unit in engine.units if unit.is_block)
     inputs = iter([toy_batch(seed=step) for step in range(9)])
 
@@ -355,14 +352,16 @@ def test_graphs_go_when_passes_need_their_room_unless_they_were_asked_for(asked,
         step()
     assert engine.graph_count
     engine._usage.activations = 3 * block
-    if asked:
-        with pytest.raises(zo2.DeviceMemoryError):
-            engine.rebudget(engine._placement.budget)
-    else:
-        engine.rebudget(engine._placement.budget)
+    with pytest.raises(zo2.DeviceMemoryError):
+        engine.rebudget(1)
+    step()
+    assert engine.graph_count  # nothing has changed
+    assert "no room for CUDA graphs" not in caplog.text
+    engine.rebudget(engine._placement.budget)
+    assert caplog.text.count("no room for CUDA graphs") == 1
     for _ in range(3):
         step()
-    assert bool(engine.graph_count) == asked
+    assert not engine.graph_count
 
 
 def test_graphs_that_are_dropped_go_at_once(tapes):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -37,6 +38,8 @@ from zo2.engine.weights import Arithmetic, Changes
 from zo2.engine.workspace import Workspace
 from zo2.errors import DeviceMemoryError, ZO2Error
 from zo2.methods import Perturbation
+
+logger = logging.getLogger("zo2")
 
 Body = Callable[[], Any]
 
@@ -100,7 +103,6 @@ class Engine:
         self._measured = self._usage.measured if self.is_bounded else contextlib.nullcontext
         weakref.finalize(self, self._usage.lift)
         self._progress, self._new_graphs = progress, graphs
-        self._graphs_are_asked_for = graphs is not None
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
         homes = [(tensor, tensor.device) for tensor in (*model.parameters(), *model.buffers())]
         try:
@@ -223,21 +225,27 @@ class Engine:
             self._rest()
 
     def _place_somehow(self) -> None:
-        """Move weights; where there is no room, without graphs that nobody has asked for, and then
-        in smaller units.
-        """
+        """Move weights; where there is no room, without graphs, and then in smaller units."""
         try:
             plan = self._plan(self.units)
         except DeviceMemoryError:
-            if self._new_graphs and not self._graphs_are_asked_for:
-                self._new_graphs = None
-                self._place_somehow()
-                return
-            if len(self._unit_sizes) == 1:
+            if self._new_graphs:
+                self._place_without_graphs()
+            elif len(self._unit_sizes) > 1:
+                self._divide_further()
+            else:
                 raise
-            self._divide_further()
         else:
             self._move(plan)
+
+    def _place_without_graphs(self) -> None:
+        graphs, self._new_graphs = self._new_graphs, None
+        try:
+            self._place_somehow()
+        except DeviceMemoryError:
+            self._new_graphs = graphs
+            raise
+        logger.warning("device_memory_budget has no room for CUDA graphs: passes run as they are.")
 
     def _divide_further(self) -> None:
         """Take the weights in again in smaller units, if there is room for these."""
@@ -304,11 +312,13 @@ class Engine:
         Returns:
             Whether it has.
         """
-        self._new_graphs, self._graphs_are_asked_for, self._graphs = graphs, False, None
+        self._new_graphs, self._graphs = graphs, None
         if self.is_bounded:
-            # others may have taken memory since: weights may as well stay where they are
-            with self._at_work(), contextlib.suppress(DeviceMemoryError):
-                self._place_anew()
+            try:
+                with self._at_work():
+                    self._place_anew()
+            except DeviceMemoryError:  # others have taken memory: weights stay where they are
+                self._new_graphs = None
         elif graphs and self.streams:
             self._graphs = graphs()
         return self._new_graphs is graphs

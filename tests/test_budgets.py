@@ -17,9 +17,8 @@ from torch import nn
 
 import zo2
 from tests.test_blockgraphs import recorded_in
-from tests.test_engine import CPU, Mix, Toy, assert_same, toy_batch
+from tests.test_engine import CPU, Mix, Toy, assert_same, least, made_up, toy_batch
 from zo2.engine.blockgraphs import BlockGraphs
-from zo2.engine.devicememory import Usage
 from zo2.engine.partition import partition
 from zo2.engine.placement import Placement
 
@@ -48,26 +47,10 @@ def reads_from_the_trunk(model, x):
 @pytest.fixture(scope="module")
 def batch_now():
     """Of which size it is, which decides what a sweep is said to need."""
-    need = {"tokens": 0}
-
-    @contextlib.contextmanager
-    def measured(usage):
-        yield
-        usage.peak = PER_TOKEN * need["tokens"]
-
+    now = {"tokens": 0}
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(Usage, "measured", measured)
-        yield need
-
-
-def least(model, size):
-    """Bytes with which everything is streamed, but for what passes need."""
-    units = partition(model, size)
-    plans = [
-        Placement(slots=2, copies=True, outside=outside).plan(units, "cpu")
-        for outside in (False, True)
-    ]
-    return min(plan.need.total for plan in plans)
+        made_up(monkeypatch, lambda: PER_TOKEN * now["tokens"])
+        yield now
 
 
 BATCHES = st.sampled_from([2, 2, 5])
@@ -107,7 +90,10 @@ def test_a_bounded_model_takes_the_same_steps(
     torch.manual_seed(3)
     model = Toy([Block() for _ in range(4)], reads_from_the_trunk if held else None).to(dtype)
     reference = copy.deepcopy(model)
-    fewest = {size: least(model, size) for size in ("block", "leaf")}
+    fewest = {
+        size: min(least(partition(model, size), 2, outside) for outside in (False, True))
+        for size in ("block", "leaf")
+    }
     config = {**CPU, "lr": 1e-2, "update_window": window}
     zo2.prepare(reference, zo2.ZOConfig(**config))
     placement = Placement(slots=slots, copies=True, budget=PLENTY, write_back_every=every)

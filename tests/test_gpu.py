@@ -610,17 +610,26 @@ def test_graphs_that_are_tried_unasked_change_no_bit(
 
 def _budget_that_streams(model):
     """Device memory with which some of a model's blocks are streamed."""
+
+    def find(engine):
+        blocks = sum(unit.nbytes for unit in engine.units if unit.block is not None)
+        return int(engine.need.total - 0.4 * blocks)
+
+    return _with_plenty(model, find)
+
+
+def _with_plenty(model, find, **settings):
+    """What ``find`` returns for the engine of a copy that has a large budget and took a step."""
     gc.collect()
-    other = zo2.prepare(copy.deepcopy(model), zo2.ZOConfig(**CUDA, device_memory_budget="20GB"))
+    config = zo2.ZOConfig(**CUDA, device_memory_budget="20GB", **settings)
+    other = zo2.prepare(copy.deepcopy(model), config)
     other(**batch(other))
-    engine = other._zo.engine
-    blocks = sum(unit.nbytes for unit in engine.units if unit.block is not None)
-    budget = int(engine.need.total - 0.4 * blocks)
+    found = find(other._zo.engine)
     zo2.release(other)
-    del other, engine
+    del other
     gc.collect()
     torch.cuda.empty_cache()
-    return budget
+    return found
 
 
 def test_where_a_budget_has_no_room_for_graphs_steps_go_on_without(replayed, monkeypatch):
@@ -640,25 +649,20 @@ def test_where_a_budget_has_no_room_for_graphs_steps_go_on_without(replayed, mon
 
 def _least_budget(model):
     """Device memory with which all of a model's blocks are streamed, and no less."""
-    gc.collect()
-    other = zo2.prepare(
-        copy.deepcopy(model), zo2.ZOConfig(**CUDA, device_memory_budget="20GB", unit="block")
-    )
-    other(**batch(other))
-    low, high = 0, other._zo.engine.need.total
-    while high - low > 1 << 20:
-        middle = (low + high) // 2
-        try:
-            other._zo.engine.rebudget(middle)
-        except zo2.DeviceMemoryError:
-            low = middle
-        else:
-            high = middle
-    zo2.release(other)
-    del other
-    gc.collect()
-    torch.cuda.empty_cache()
-    return high
+
+    def find(engine):
+        low, high = 0, engine.need.total
+        while high - low > 1 << 20:
+            middle = (low + high) // 2
+            try:
+                engine.rebudget(middle)
+            except zo2.DeviceMemoryError:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    return _with_plenty(model, find, unit="block")
 
 
 def test_a_budget_is_no_limit_for_another_model():

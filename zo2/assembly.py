@@ -18,13 +18,12 @@ from zo2.engine.engine import Engine
 from zo2.engine.placement import Placement, unit_sizes_to_try
 from zo2.engine.weights import Arithmetic, TorchArithmetic
 from zo2.errors import ConfigError, HostMemoryError, ModelError
-from zo2.hostbound import USE_GRAPHS, HostBound
+from zo2.hostbound import RAISE_BUDGET, USE_GRAPHS, HostBound
 
 if TYPE_CHECKING:
     from zo2.engine.replay import Replays
 
 SPARE = 1 / 10  # of the device's memory, which should be free before graphs take some unasked
-RAISE_BUDGET = "A larger device_memory_budget has room for CUDA graphs, which may make them faster."
 
 
 def check_model(model: nn.Module) -> None:

@@ -12,11 +12,14 @@ from typing import Protocol
 
 logger = logging.getLogger("zo2")
 
-STEPS = 20  # of which most are: the first ones compile kernels, and one may wait for something else
+STEPS = 20  # of which most are held up: some compile kernels, or wait for something else
 SHARE = 1 / 20  # of the time until a step is queued; if losses come sooner, the GPU was waiting
 LONGEST = 500  # steps that a remedy is given to show itself
-USE_GRAPHS = "cuda_graphs=True (--cuda-graphs) may make them faster."
 RARER = 10  # times as many, until what did not help is tried again: hosts have slow hours
+
+# what the user may do
+USE_GRAPHS = "cuda_graphs=True (--cuda-graphs) may make them faster."
+RAISE_BUDGET = "A larger device_memory_budget has room for CUDA graphs, which may make them faster."
 
 
 class Remedy(Protocol):
@@ -47,8 +50,9 @@ class HostBound:
     def __init__(self, remedy: Remedy | None, advice: str = USE_GRAPHS) -> None:
         self._remedy, self._advice = remedy, advice
         self._times: deque[float] = deque(maxlen=STEPS)  # of the last steps
-        self._held_up: deque[bool] = deque(maxlen=STEPS)  # whether they were
-        self._count, self._patience = 0, STEPS  # steps in succession; until the remedy is tried
+        self._held_up: deque[bool] = deque(maxlen=STEPS)  # whether the host held these up
+        # steps since it last held up but few; how many there are until the remedy is tried
+        self._count, self._patience = 0, STEPS
         self._before: float | None = None  # seconds of a step without the remedy, once it is tried
         self._applied = self._tried = 0
         self._done = False

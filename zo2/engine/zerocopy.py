@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any
 
 import torch
@@ -37,9 +37,13 @@ def read(numbers: torch.Tensor) -> Any:
 
 def bring(values: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     """``values`` on ``device``, as by ``value.to(device)``; the small ones by one kernel."""
-    small = [value for value in values if _is_small(value, device)]
+    are_small = [_is_small(value, device) for value in values]
+    small = list(compress(values, are_small))
     brought = iter(_bring_together(small, device) if small else [])
-    return [next(brought) if _is_small(value, device) else value.to(device) for value in values]
+    return [
+        next(brought) if is_small else value.to(device)
+        for value, is_small in zip(values, are_small, strict=True)
+    ]
 
 
 def _bring_together(values: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

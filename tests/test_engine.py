@@ -9,6 +9,7 @@ import itertools
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import nn
 import zo2
 from tests.oracle import direction, is_decayed, naive_mezo, perturbed_loss
 from tests.tiny import batch, tiny
+from zo2.engine import store
 from zo2.engine.deferral import MOST, Deferral
 from zo2.engine.devicememory import Usage
 from zo2.engine.lanes import HostLanes, Waits
@@ -1118,6 +1120,102 @@ def test_host_memory_that_is_refused_half_way_leaves_the_model_usable(monkeypatc
     assert len(engine._workspace.streamed) == 2
     found += [model(**one).item() for _ in range(2)]
     assert found == losses
+
+
+@pytest.fixture
+def host_memory(monkeypatch):
+    """Bytes of buffers that weights rest in: those that are alive, and most at once."""
+    bytes_of = {"alive": 0, "most": 0}
+
+    def memory(nbytes, device):
+        array = np.empty(nbytes, np.uint8)  # a tensor does not tell when its memory goes
+        weakref.finalize(array, grow, -nbytes)
+        grow(nbytes)
+        return torch.from_numpy(array)
+
+    def grow(nbytes):
+        bytes_of["alive"] += nbytes
+        bytes_of["most"] = max(bytes_of["most"], bytes_of["alive"])
+
+    monkeypatch.setattr(store, "_memory", memory)
+    return bytes_of
+
+
+def embedding_into_trunk(model, x):
+    for layer in model.layers:
+        x = layer(x)
+    return x + model.embed.weight.mean(0)
+
+
+def broad(run=None):
+    torch.manual_seed(0)
+    return Toy([Mix(32) for _ in range(8)], run, width=32).eval()
+
+
+def weights_of_two_units(model):
+    """Bytes of all weights, and of the two largest units: the one that moves, and alignment."""
+    units = partition(model, "block")
+    return sum(unit.stored for unit in units), 2 * max(unit.stored for unit in units)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_weights_that_turn_out_to_be_held_are_never_twice_in_memory(host_memory, copies):
+    model = broad(embedding_into_trunk)
+    one = toy_batch()
+    losses, _ = train(model, [one], 3, zo2=False)
+    gc.collect()  # that copy of the model
+    weights, two = weights_of_two_units(model)
+    assert 2 * two < weights
+    placement = Placement(slots=2, copies=copies)
+    config = zo2.ZOConfig(**CPU, lr=1e-3, weight_decay=0.0)
+    zo2.prepare(model, config, placement=placement)
+    host_memory["most"] = 0
+    assert [model(**one).item() for _ in range(3)] == losses
+    assert any(unit.held for unit in model._zo.engine.units)
+    assert weights <= host_memory["most"] <= weights + two
+
+
+def test_weights_that_are_divided_further_are_never_twice_in_memory(host_memory):
+    model = broad()
+    one = toy_batch()
+    losses, _ = train(model, [one], 4, zo2=False)
+    gc.collect()
+    weights, two = weights_of_two_units(model)
+    placement = Placement(slots=2, copies=True, budget=10**6)
+    config = zo2.ZOConfig(**CPU, lr=1e-3, weight_decay=0.0)
+    zo2.prepare(model, config, placement=placement)
+    found = [model(**one).item() for _ in range(2)]
+    host_memory["most"] = 0
+    model._zo.engine.rebudget(least(partition(model, "leaf"), 2, True))
+    assert not model._zo.engine.has_whole_blocks
+    assert weights <= host_memory["most"] <= weights + two
+    assert found + [model(**one).item() for _ in range(2)] == losses
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_host_memory_that_is_refused_as_weights_are_taken_in_again(share):
+    """Some of them are in their new buffers, the others in their old ones: none is lost."""
+    model = broad(embedding_into_trunk)
+    one = toy_batch()
+    losses, weights = train(model, [one], 3, zo2=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    zo2.prepare(model, zo2.ZOConfig(**CPU, lr=1e-3, weight_decay=0.0))
+    taken, adopt = [], Store._adopt
+
+    def some(store, units, streamed):
+        if len(taken) >= share * 10:
+            raise zo2.HostMemoryError("no more memory")
+        taken.append(units)
+        adopt(store, units, streamed)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Store, "_adopt", some)
+        for _ in range(2):
+            with pytest.raises(zo2.HostMemoryError, match="no more"):
+                model(**one)
+            assert_same(before, {name: value.detach() for name, value in model.named_parameters()})
+    assert [model(**one).item() for _ in range(3)] == losses
+    assert_same(weights, dict(model.state_dict()))
 
 
 def test_a_budget_that_is_refused_later_changes_nothing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
+from weakref import WeakSet
 
 import torch
 
@@ -31,6 +32,7 @@ class CudaCapture:
         self._device, self._stream = device, capture_stream(device)
         # graphs share it: what one leaves there, no other reads
         self._pool = torch.cuda.graph_pool_handle()
+        self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()  # of those in it
         self._never_captured = _registered_graph(device)
 
     def __call__(self, work: Callable[[], None]) -> Replay:
@@ -40,6 +42,8 @@ class CudaCapture:
             CaptureError: it cannot be a graph.
         """
         graph = torch.cuda.CUDAGraph()
+        if not self._alive:  # the memory went with the last of them, and takes no other
+            self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.device(self._device), _no_garbage_collected():
             torch.cuda.empty_cache()  # a capture can neither use nor free what is cached
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -55,6 +59,7 @@ class CudaCapture:
                 if isinstance(error, RuntimeError):
                     raise CaptureError(first_line(error)) from error
                 raise
+        self._alive.add(graph)
         replay: Replay = graph.replay
         return replay
 

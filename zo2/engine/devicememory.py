@@ -92,6 +92,16 @@ class Usage:
         if budget is not None:
             self._in_force[self._device] = self
 
+    @contextlib.contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Within it there is no limit."""
+        budget = self._budget
+        self.limit(None)
+        try:
+            yield
+        finally:
+            self.limit(budget)
+
     def claim(self) -> None:
         """Let this limit, or none, be in force instead of another's: it is one for the process."""
         if self._in_force.get(self._device) is not (None if self._budget is None else self):

@@ -28,7 +28,7 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedModules
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
-from zo2.engine.placement import Placement, Plan
+from zo2.engine.placement import NOTHING, Placement, Plan
 from zo2.engine.record import Recorder, tells_form, tells_place
 from zo2.engine.route import Route
 from zo2.engine.store import Store
@@ -72,6 +72,8 @@ class Engine:
         pending: updates that not every stored weight has yet.
         need: device memory, by what it is for.
         formation: whether passes go through a unit one after another.
+        placements: how often weights were placed; as long as it is the same, they are where they
+            were.
         before_pause: called when a pass is about to enter a unit: the weights of the last one go.
     """
 
@@ -91,6 +93,7 @@ class Engine:
         self._unit_sizes, self._update_window = list(unit_sizes), update_window
         self.pending = Pending()
         self.formation: Formation = InFile()
+        self.placements = 0
         self.before_pause: Callable[[], None] = lambda: None
         self._lockstep: Lockstep | None = None
         self._recorder: Recorder | None = None
@@ -116,36 +119,54 @@ class Engine:
     # -- construction ---------------------------------------------------------------------
 
     def _build_first(self) -> None:
-        """Build with units of the first size for which there is room."""
+        """Take weights in, in units of the first size for which there is room."""
         while True:
             try:
-                return without_garbage(self.device, self._build)
+                return without_garbage(self.device, lambda: self._own(*self._planned()))
             except DeviceMemoryError:
                 if len(self._unit_sizes) == 1:
                     raise
                 del self._unit_sizes[0]
 
-    def _build(self) -> None:
-        """Partition the model and move its weights into fresh buffers.
+    def rebuild(self) -> None:
+        """Take the weights in again: somebody has moved or converted them, or units change.
 
         Raises:
             DeviceMemoryError: the budget is too small; nothing has changed.
+            HostMemoryError: there is not enough; the model keeps its weights, and they are taken
+                in when they are next asked for.
+        """
+        units, plan = self._planned()
+        self._catch_up()
+        self._recorded.clear()
+        with self._usage.unlimited():
+            self._own([], NOTHING)  # each buffer goes once its weights are in a new one
+            self._own(units, plan)
+
+    def _planned(self) -> tuple[list[Unit], Plan]:
+        """Move the model's buffers to the device, and decide where which weights shall rest.
+
+        Raises:
+            DeviceMemoryError: the budget is too small.
         """
         self._usage.claim()
         for buffer in self.model.buffers():
             buffer.data = buffer.data.to(self.device)
         units = partition(self.model, self._unit_sizes[0], self._corrections)
         weights = sum(unit.nbytes for unit in units)
-        plan = self._plan(units, to_lock=max(weights - self._usage.page_locked, 0))
-        self.remove_hooks()
-        self.units = units
-        self._blocks = [module for unit in units if unit.is_block for module in unit.modules]
+        return units, self._plan(units, to_lock=max(weights - self._usage.page_locked, 0))
+
+    def _own(self, units: list[Unit], plan: Plan) -> None:
+        """Move the weights of these units, and of no others, into fresh buffers."""
         self.store = Store(
             [(parcel.units, parcel.streamed) for parcel in plan.parcels],
             self.device,
             self._progress,
             self._asked,
         )
+        self.remove_hooks()
+        self.units = units
+        self._blocks = [module for unit in units if unit.is_block for module in unit.modules]
         self._route = Route(self.units)
         trained = [unit for unit in self.units if self.store.layouts[unit].trained]
         self.pending = Pending.of(trained, self.pending.open)
@@ -178,6 +199,9 @@ class Engine:
 
     def _connect(self, plan: Plan) -> None:
         """Make the buffers, and what brings each unit to the device from where it rests now."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.placements += 1
         self.need, self._usage.page_locked = plan.need, self.store.page_locked
         self._workspace = workspace = Workspace(self.store, plan, self.device)
         workspace.stream.never_run = self._route.never_run
@@ -249,13 +273,12 @@ class Engine:
 
     def _divide_further(self) -> None:
         """Take the weights in again in smaller units, if there is room for these."""
-        smaller = self._unit_sizes[1:]
-        self._plan(partition(self.model, smaller[0], self._corrections))
-        self._catch_up()
-        self._unit_sizes = smaller
-        self._usage.limit(None)
-        self.drop_buffers()  # they make room
-        self.rebuild()
+        larger, self._unit_sizes = self._unit_sizes, self._unit_sizes[1:]
+        try:
+            self.rebuild()
+        except DeviceMemoryError:
+            self._unit_sizes = larger
+            raise
         self._usage.limit(self._placement.budget)
 
     def _move(self, plan: Plan) -> None:
@@ -268,8 +291,6 @@ class Engine:
             for parcel in sorted(changed, key=lambda parcel: not parcel.streamed):
                 self.store.move(parcel.units[0], parcel.streamed)
         finally:  # host memory may have been refused half way
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
             self._connect(plan.following(self.store))
         self._usage.limit(self._placement.budget)
 
@@ -327,11 +348,6 @@ class Engine:
         """Let the device's memory beside the weights go now, not when garbage is collected."""
         del self._workspace, self._graphs
         self._buffers = []
-
-    def rebuild(self) -> None:
-        """Take the weights in again after somebody moved or converted the parameters."""
-        self._recorded.clear()
-        self._build()
 
     # -- hooks ----------------------------------------------------------------------------
 
@@ -548,14 +564,13 @@ class Engine:
     def _take_back(self) -> None:
         """Make the parameters ordinary ones, and take weights in that somebody has moved."""
         if not self._are_intact():
-            self._catch_up()
             self.rebuild()
 
     def _are_intact(self) -> bool:
         """Whether the parameters, now ordinary ones, are as sweeps leave them."""
         for unit in self.units:
             self.store.marks.clear(unit)
-        return self.store.is_intact()
+        return bool(self.units) and self.store.is_intact()
 
     def _asked(self, function: Any) -> None:
         """A torch function is about to be given a marked parameter."""

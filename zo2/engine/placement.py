@@ -107,6 +107,9 @@ class Plan:
         return Slots(store, self.streamed, self.slots, device, lanes)
 
 
+NOTHING = Plan((), 0, Need(context=0, activations=0, perturbed=0, slots=0, resident=0))
+
+
 @dataclass(frozen=True)
 class Placement:
     """A choice of streamed units.

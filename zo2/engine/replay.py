@@ -53,6 +53,7 @@ class Replays:
         # of each kind that was seen once: its graph, how its passes will go in one, or that it
         # cannot be one
         self._kinds: dict[Hashable, Captured | Formation | None] = {}
+        self._placements = engine.placements  # when these were captured
 
     def run(
         self,
@@ -67,8 +68,10 @@ class Replays:
             perturbations: of the sweep's passes.
             sweep: runs the passes of these batches over the engine's weights.
         """
-        if self._engine.streams or not self._engine.is_in_place():
+        stay = self._engine.is_in_place() and not self._engine.streams
+        if not stay or self._placements != self._engine.placements:
             self._kinds.clear()
+            self._placements = self._engine.placements
             return sweep(batches)
         if self._engine.pending.rounds:  # left by a sweep that failed
             return sweep(batches)

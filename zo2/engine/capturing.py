@@ -52,8 +52,11 @@ class CudaCapture:
                     graph.capture_begin(self._pool, capture_error_mode="thread_local")
                     try:
                         work()
-                    finally:
-                        graph.capture_end()
+                    except BaseException:
+                        with contextlib.suppress(RuntimeError):  # says less than the cause
+                            graph.capture_end()
+                        raise
+                    graph.capture_end()
             except BaseException as error:
                 self._give_up()
                 if isinstance(error, RuntimeError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -742,6 +744,43 @@ def test_a_budget_is_no_limit_for_another_model():
         more_than_the_budget()
     finally:
         gc.enable()
+
+
+SMALL_STACKS = """
+import copy, torch, zo2
+from tests.tiny import batch
+from tests.test_gpu import CUDA, wide
+from zo2.engine import threadstacks
+
+def context():
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()
+
+model = wide()
+zo2.prepare(model, zo2.ZOConfig(**CUDA, device_memory_budget="4GB"))
+one = batch(model)
+for _ in range(3):
+    model(**one)
+bounded = context()
+copied = copy.deepcopy(model)  # which releases the model for a moment
+model(**one)
+bounded_still = context()
+zo2.release(model)
+gpu = torch.cuda.get_device_properties(0)
+threads = gpu.multi_processor_count * gpu.max_threads_per_multi_processor
+spared = threads * (threadstacks.DEFAULT - threadstacks.SMALL)
+print((context() - bounded) / spared, (context() - bounded_still) / spared)
+"""
+
+
+def test_within_a_budget_the_context_takes_less():
+    """By stacks of an eighth of their size, for as many threads as the GPU can hold."""
+    found = subprocess.run(
+        [sys.executable, "-c", SMALL_STACKS], capture_output=True, text=True, check=True
+    )
+    assert [float(share) for share in found.stdout.split()] == pytest.approx([1, 1], abs=0.1)
 
 
 def test_passes_find_all_weights_on_their_device():

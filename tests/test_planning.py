@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import zo2
 from tests.tiny import FAMILIES, SIZES, tiny
 from zo2 import planning
+from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import Usage
 from zo2.engine.placement import Placement
+from zo2.engine.threadstacks import SmallStacks
 from zo2.loading import longest
 
 
@@ -121,7 +125,7 @@ def test_what_is_no_language_model_and_what_is_too_long_is_said(tmp_path):
     assert planning.work(short, "block", 1, 64).tokens == 64
 
 
-# -- page tables ------------------------------------------------------------------------------
+# -- page tables and stacks ------------------------------------------------------------------
 
 
 def test_page_tables_of_what_is_page_locked_are_planned_for():
@@ -129,7 +133,61 @@ def test_page_tables_of_what_is_page_locked_are_planned_for():
     for budget in (None, 3 * 10**9):
         found = planning.predict(step, Placement(budget=budget))
         tables = found.page_locked * 8 // 4096
-        assert found.plan.need.context == pytest.approx(planning.H200.context + tables, abs=1)
+        stacks = planning.H200.stacks if budget else 0
+        expected = planning.H200.context - stacks + tables
+        assert found.plan.need.context == pytest.approx(expected, abs=1)
+
+
+@pytest.fixture
+def stacks(monkeypatch):
+    """Bytes of a thread's stack, by device."""
+    sizes = {torch.device("cuda", index): 1024 for index in range(2)}
+    monkeypatch.setattr(threadstacks, "_limit", sizes.get)
+    monkeypatch.setattr(threadstacks, "_set_limit", sizes.__setitem__)
+    return sizes
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=20))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_stacks_are_small_while_anybody_asks_for_it(stacks, events):
+    first, second = stacks
+    everybody = [SmallStacks(first), SmallStacks(first), SmallStacks(second), SmallStacks(second)]
+    asking = set()
+    for index, asks in [*events, *((index, False) for index in range(4))]:
+        if asks:
+            everybody[index].ask()
+            asking.add(index)
+        else:
+            everybody[index].ask_no_more()
+            asking.discard(index)
+        assert stacks[first] == (128 if asking & {0, 1} else 1024)
+        assert stacks[second] == (128 if asking & {2, 3} else 1024)
+
+
+@pytest.mark.parametrize("chosen", [64, 512, 8192, None])
+def test_a_limit_of_stacks_that_somebody_chose_stays(stacks, chosen):
+    device = next(iter(stacks))
+    stacks[device] = chosen
+    one = SmallStacks(device)
+    one.ask()
+    assert stacks[device] == chosen
+    one.ask_no_more()
+    assert stacks[device] == chosen
+
+
+def test_a_limit_of_stacks_that_somebody_chose_later_stays(stacks):
+    device = next(iter(stacks))
+    one = SmallStacks(device)
+    one.ask()
+    stacks[device] = 8192
+    one.ask_no_more()
+    assert stacks[device] == 8192
+
+
+def test_a_cpu_has_no_such_stacks():
+    one = SmallStacks(torch.device("cpu"))
+    one.ask()
+    one.ask_no_more()
 
 
 @pytest.mark.parametrize(("page_locked", "context"), [(0, 5 << 28), (4096 << 26, 7 << 28)])

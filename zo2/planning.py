@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zo2 import loading
+from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import page_tables
 from zo2.engine.partition import Unit, partition
@@ -68,6 +69,7 @@ class Machine:
         block: seconds of host time for a pass through one block.
         boundary: seconds of host time between a sweep's last block and the next one's first.
         context: bytes that the CUDA context and the libraries take, without page tables.
+        stacks: bytes of it that go within a budget (`zo2.engine.threadstacks`).
     """
 
     name: str
@@ -81,6 +83,7 @@ class Machine:
     block: float
     boundary: float
     context: int
+    stacks: int
 
 
 H200 = Machine(  # benchmarks/README.md says how these were measured
@@ -95,6 +98,7 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     block=0.23e-3,
     boundary=6e-3,
     context=750_000_000,
+    stacks=132 * 2048 * (threadstacks.DEFAULT - threadstacks.SMALL),
 )
 
 
@@ -313,9 +317,10 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
     Raises:
         DeviceMemoryError: the budget is too small; the message says what is needed.
     """
-    plan = placement.plan(step.units, "cuda", machine.context, step.activations)
+    least = machine.context - (0 if placement.budget is None else machine.stacks)
+    plan = placement.plan(step.units, "cuda", least, step.activations)
     # page tables take room, for which more may have to be streamed
-    while (context := machine.context + page_tables(plan.streamed_nbytes)) > plan.need.context:
+    while (context := least + page_tables(plan.streamed_nbytes)) > plan.need.context:
         plan = placement.plan(step.units, "cuda", context, step.activations)
     chosen = placement.write_back_every
     every = range(1, MOST + 1) if chosen is None else (chosen,)

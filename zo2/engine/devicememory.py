@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from zo2.engine.threadstacks import SmallStacks
 from zo2.errors import DeviceMemoryError
 
 # The context of a process that uses nothing but this engine stays below this, apart from page
@@ -25,6 +26,10 @@ def page_tables(page_locked: int) -> int:
 class Usage:
     """How much device memory passes need beside the weights' buffers.
 
+    Args:
+        device: the working device.
+        bounded: whether there is a budget, in which case the context should take little.
+
     Attributes:
         activations: what to reckon with, in bytes: a guess before any pass, then the largest
             need that was seen.
@@ -36,8 +41,9 @@ class Usage:
     FIRST_GUESS = 1 << 29
     _in_force: ClassVar[dict[torch.device, Usage]] = {}  # whose limit torch's allocator knows
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, bounded: bool = False) -> None:
         self._device = device
+        self._stacks = SmallStacks(device) if bounded else None
         self._budget: int | None = None
         self.is_guessed = True
         self.page_locked = 0
@@ -103,14 +109,23 @@ class Usage:
             self.limit(budget)
 
     def claim(self) -> None:
-        """Let this limit, or none, be in force instead of another's: it is one for the process."""
+        """Let this limit, or none, be in force instead of another's: it is one for the process.
+
+        And where there is a budget, the context takes less.
+        """
+        if self._stacks:
+            self._stacks.ask()
         if self._in_force.get(self._device) is not (None if self._budget is None else self):
             self.limit(self._budget)
 
     def lift(self) -> None:
-        """Take the limit away, if it is this one."""
+        """Take the limit away, if it is this one, until it is claimed again."""
+        budget = self._budget
         if self._in_force.get(self._device) is self:
             self.limit(None)
+            self._budget = budget
+        if self._stacks:
+            self._stacks.ask_no_more()
 
     def expect(self, activations: int) -> bool:
         """Reckon with at least so much; returns whether that is news."""

@@ -102,9 +102,9 @@ class Engine:
         self._handles: list[Any] = []
         self._watched = WatchedModules()
         weakref.finalize(self, self._watched.close)
-        self._usage = Usage(device)
+        self._usage = Usage(device, self.is_bounded)
         self._measured = self._usage.measured if self.is_bounded else contextlib.nullcontext
-        weakref.finalize(self, self._usage.lift)
+        weakref.finalize(self, self._usage.lift).atexit = False
         self._progress, self._new_graphs = progress, graphs
         self._buffers: list[torch.Tensor] = []  # on the device, beside resident weights
         homes = [(tensor, tensor.device) for tensor in (*model.parameters(), *model.buffers())]

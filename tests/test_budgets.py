@@ -17,7 +17,16 @@ from torch import nn
 
 import zo2
 from tests.test_blockgraphs import recorded_in
-from tests.test_engine import CPU, Mix, Toy, assert_same, least, made_up, toy_batch
+from tests.test_engine import (
+    CPU,
+    Mix,
+    Toy,
+    assert_same,
+    least,
+    made_up,
+    reads_from_the_trunk,
+    toy_batch,
+)
 from zo2.engine.blockgraphs import BlockGraphs
 from zo2.engine.partition import partition
 from zo2.engine.placement import Placement
@@ -35,13 +44,6 @@ class Block(nn.Module):
 
     def forward(self, x):
         return self.second(self.first(x))
-
-
-def reads_from_the_trunk(model, x):
-    """A weight that is read outside its module, which is found when a pass is recorded."""
-    for layer in model.layers:
-        x = layer(x)
-    return x + model.embed.weight.mean(0)
 
 
 @pytest.fixture(scope="module")

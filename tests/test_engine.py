@@ -1141,7 +1141,8 @@ def host_memory(monkeypatch):
     return bytes_of
 
 
-def embedding_into_trunk(model, x):
+def reads_from_the_trunk(model, x):
+    """A weight that is read outside its module, which is found when a pass is recorded."""
     for layer in model.layers:
         x = layer(x)
     return x + model.embed.weight.mean(0)
@@ -1160,7 +1161,7 @@ def weights_of_two_units(model):
 
 @pytest.mark.parametrize("copies", [True, False])
 def test_weights_that_turn_out_to_be_held_are_never_twice_in_memory(host_memory, copies):
-    model = broad(embedding_into_trunk)
+    model = broad(reads_from_the_trunk)
     one = toy_batch()
     losses, _ = train(model, [one], 3, zo2=False)
     gc.collect()  # that copy of the model
@@ -1195,7 +1196,7 @@ def test_weights_that_are_divided_further_are_never_twice_in_memory(host_memory)
 @pytest.mark.parametrize("share", [0.1, 0.6])
 def test_host_memory_that_is_refused_as_weights_are_taken_in_again(share):
     """Some of them are in their new buffers, the others in their old ones: none is lost."""
-    model = broad(embedding_into_trunk)
+    model = broad(reads_from_the_trunk)
     one = toy_batch()
     losses, weights = train(model, [one], 3, zo2=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}

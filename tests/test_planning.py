@@ -138,6 +138,30 @@ def test_page_tables_of_what_is_page_locked_are_planned_for():
         assert found.plan.need.context == pytest.approx(expected, abs=1)
 
 
+def test_a_limit_gives_way_for_a_while_and_only_if_it_is_in_force(monkeypatch):
+    """Without a budget, the share that users have set for a process is none of ours."""
+    shares = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 10))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: shares.append(share)
+    )
+    device = torch.device("cuda", 0)
+    plain, bounded = Usage(device), Usage(device)
+    with plain.unlimited():
+        pass
+    plain.lift()
+    assert shares == []
+    bounded.limit(4)
+    with bounded.unlimited():
+        assert shares == [0.4, 1.0]
+    assert shares == [0.4, 1.0, 0.4]
+    bounded.lift()
+    bounded.claim()
+    plain.claim()
+    assert shares[3:] == [1.0, 0.4, 1.0]
+
+
 @pytest.fixture
 def stacks(monkeypatch):
     """Bytes of a thread's stack, by device."""

@@ -88,6 +88,10 @@ class Usage:
         ``None`` takes the limit away.
         """
         self._budget = budget
+        self._tell(budget)
+
+    def _tell(self, budget: int | None) -> None:
+        """What torch's allocator goes by from now on."""
         if self._device.type != "cuda":
             return
         total = torch.cuda.mem_get_info(self._device)[1]
@@ -100,13 +104,12 @@ class Usage:
 
     @contextlib.contextmanager
     def unlimited(self) -> Iterator[None]:
-        """Within it there is no limit."""
-        budget = self._budget
-        self.limit(None)
+        """Within it this limit is not in force."""
+        self._let_go()
         try:
             yield
         finally:
-            self.limit(budget)
+            self.claim()
 
     def claim(self) -> None:
         """Let this limit, or none, be in force instead of another's: it is one for the process.
@@ -116,16 +119,17 @@ class Usage:
         if self._stacks:
             self._stacks.ask()
         if self._in_force.get(self._device) is not (None if self._budget is None else self):
-            self.limit(self._budget)
+            self._tell(self._budget)
 
     def lift(self) -> None:
         """Take the limit away, if it is this one, until it is claimed again."""
-        budget = self._budget
-        if self._in_force.get(self._device) is self:
-            self.limit(None)
-            self._budget = budget
+        self._let_go()
         if self._stacks:
             self._stacks.ask_no_more()
+
+    def _let_go(self) -> None:
+        if self._in_force.get(self._device) is self:
+            self._tell(None)
 
     def expect(self, activations: int) -> bool:
         """Reckon with at least so much; returns whether that is news."""

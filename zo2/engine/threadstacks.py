@@ -70,10 +70,8 @@ def _limit(device: torch.device) -> int | None:
 
 def _set_limit(device: torch.device, nbytes: int) -> None:
     """Where the driver refuses (there may be no memory for larger stacks), the limit stays."""
-    driver = _driver()
-    if driver is not None:
-        with torch.cuda.device(device):
-            driver.cuCtxSetLimit(_LIMIT, ctypes.c_size_t(nbytes))
+    with torch.cuda.device(device):
+        _driver().cuCtxSetLimit(_LIMIT, ctypes.c_size_t(nbytes))
 
 
 @functools.cache

@@ -123,7 +123,7 @@ def reads() -> dict[str, float]:
                 lock.buffer.copy_(there, non_blocking=True)
 
     def in_turn() -> None:
-        way = Way(there.device)
+        way = Way(there.device, "home")
         for lock in locks:
             way.copy(lock.buffer, there, ())
 

@@ -166,8 +166,8 @@ def test_a_limit_gives_way_for_a_while_and_only_if_it_is_in_force(monkeypatch):
 def stacks(monkeypatch):
     """Bytes of a thread's stack, by device."""
     sizes = {torch.device("cuda", index): 1024 for index in range(2)}
-    monkeypatch.setattr(threadstacks, "_limit", sizes.get)
-    monkeypatch.setattr(threadstacks, "_set_limit", sizes.__setitem__)
+    monkeypatch.setattr(threadstacks, "stack_limit", sizes.get)
+    monkeypatch.setattr(threadstacks, "set_stack_limit", sizes.__setitem__)
     return sizes
 
 

@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 import torch
 
+from zo2.engine.streams import stream
 from zo2.errors import first_line
 
 CUBLAS = 1 << 26  # bytes: more than it keeps for a stream
@@ -92,11 +93,11 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
         torch.cuda.OutOfMemoryError: there is not so much.
     """
     if device not in _streams:
-        stream = torch.cuda.Stream(device)
-        with torch.cuda.stream(stream):
+        own = stream(device, "capture")
+        with torch.cuda.stream(own):
             some = torch.zeros(16, 16, device=device)
             torch.mm(some, some)
-        _streams[device] = stream
+        _streams[device] = own
     return _streams[device]
 
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from zo2.engine.streams import stream
+
 Event = Any  # torch.cuda.Event, or None where copies are synchronous
 # Streamed units of a sweep, from which it can be told whether Python is behind: the driver lets it
 # run some 16 blocks ahead (a thousand kernels), so of fewer each finds the one before reached.
@@ -90,13 +92,17 @@ class Way:
     home, and a batch for those on their way up. Where each copy waits for the one before it on
     another stream, others get in between.
 
+    Args:
+        device: the CUDA device.
+        name: of its streams; ways of one name take turns on the same.
+
     Attributes:
         stream: where the next copy goes.
         last: the end of the last one.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream, self._other = torch.cuda.Stream(device), torch.cuda.Stream(device)
+    def __init__(self, device: torch.device, name: str) -> None:
+        self.stream, self._other = (stream(device, f"{name} {turn}") for turn in range(2))
         self.last: Event = None
         self._index = device.index  # torch looks up the stream of a number faster
 
@@ -125,7 +131,7 @@ class CudaLanes:
 
     def __init__(self, device: torch.device) -> None:
         self._index = device.index
-        self._up, self._down = Way(device), Way(device)
+        self._up, self._down = Way(device, "up"), Way(device, "home")
         # of this sweep and the one before: when computation was there, what it waited for, and
         # whether it was where the copy before this one was needed before Python was here
         self._noted: list[tuple[Event, Event, bool]] = []

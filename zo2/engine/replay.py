@@ -20,6 +20,7 @@ from zo2.engine.abreast import Abreast, Formation, InFile
 from zo2.engine.capturing import CaptureError, CudaCapture, Replay
 from zo2.engine.engine import Engine
 from zo2.engine.fused import FusedArithmetic
+from zo2.engine.streams import stream
 from zo2.methods import Perturbation
 
 logger = logging.getLogger("zo2")
@@ -49,7 +50,7 @@ class Replays:
     def __init__(self, engine: Engine, arithmetic: FusedArithmetic) -> None:
         self._engine, self._arithmetic = engine, arithmetic
         self._captured = CudaCapture(engine.device)
-        self._streams = [torch.cuda.Stream(engine.device) for _ in range(ABREAST)]
+        self._streams = [stream(engine.device, f"pass {index}") for index in range(ABREAST)]
         # of each kind that was seen once: its graph, how its passes will go in one, or that it
         # cannot be one
         self._kinds: dict[Hashable, Captured | Formation | None] = {}

@@ -8,16 +8,13 @@ as it is, and ends in an error if it cannot. Models have no such kernels.
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import sys
 from collections import Counter
-from typing import Any
 
 import torch
 
+from zo2.engine.driver import set_stack_limit, stack_limit
+
 DEFAULT, SMALL = 1024, 128  # bytes for each thread
-_LIMIT = ctypes.c_int(0)  # CU_LIMIT_STACK_SIZE
 
 
 class SmallStacks:
@@ -41,8 +38,8 @@ class SmallStacks:
             return
         self._asks = True
         self._asking[self._device] += 1
-        if self._device not in self._made_small and _limit(self._device) == DEFAULT:
-            _set_limit(self._device, SMALL)
+        if self._device not in self._made_small and stack_limit(self._device) == DEFAULT:
+            set_stack_limit(self._device, SMALL)
             self._made_small.add(self._device)
 
     def ask_no_more(self) -> None:
@@ -53,31 +50,5 @@ class SmallStacks:
         self._asking[self._device] -= 1
         if self._device in self._made_small and not self._asking[self._device]:
             self._made_small.remove(self._device)
-            if _limit(self._device) == SMALL:
-                _set_limit(self._device, DEFAULT)
-
-
-def _limit(device: torch.device) -> int | None:
-    """Bytes of each thread's stack; ``None`` if that cannot be told."""
-    size = ctypes.c_size_t()
-    driver = _driver()
-    if driver is None:
-        return None
-    with torch.cuda.device(device):
-        torch.cuda.synchronize()  # makes the device's context, should there be none
-        return None if driver.cuCtxGetLimit(ctypes.byref(size), _LIMIT) else size.value
-
-
-def _set_limit(device: torch.device, nbytes: int) -> None:
-    """Where the driver refuses (there may be no memory for larger stacks), the limit stays."""
-    with torch.cuda.device(device):
-        _driver().cuCtxSetLimit(_LIMIT, ctypes.c_size_t(nbytes))
-
-
-@functools.cache
-def _driver() -> Any:
-    """NVIDIA's, or ``None`` where torch drives a GPU by another."""
-    try:
-        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return None
+            if stack_limit(self._device) == SMALL:
+                set_stack_limit(self._device, DEFAULT)

@@ -7,8 +7,8 @@ lies in small tables on the device, so a launch is the same for every step.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from weakref import WeakKeyDictionary
 
@@ -21,7 +21,7 @@ from zo2.directions.rademacher import Rademacher
 from zo2.directions.rank1 import Rank1
 from zo2.directions.words import LANES, SIGN_BLOCK, TILE, Purpose
 from zo2.engine import kernels
-from zo2.engine.launching import ALIGNED, Launcher
+from zo2.engine.launching import ALIGNED, MOVING, Again, Launcher
 from zo2.engine.partition import Weight
 from zo2.engine.store import Layout
 from zo2.engine.updates import Round, compose
@@ -43,7 +43,7 @@ _NEVER = 1 << 62  # the first program of a segment that is not there
 TRANSFORM = Launcher(kernels.transform, num_warps=WARPS, enable_fp_fusion=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segments:
     """A unit's trainable weights of one precision, as the kernels see them.
 
@@ -56,6 +56,7 @@ class Segments:
         streams: int64 (5, S) on the device: the streams of signs that rank1 needs.
         sign_programs: how many a launch that fills them has.
         width: signs of one seed, with the constant 1 in front.
+        launches: what repeats one, by its kind.
     """
 
     dtype: torch.dtype
@@ -66,6 +67,7 @@ class Segments:
     streams: torch.Tensor
     sign_programs: int
     width: int
+    launches: dict[Hashable, Again] = field(default_factory=dict)
 
 
 class Tables:
@@ -173,19 +175,23 @@ class FusedArithmetic:
         write: bool,
         pair: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
-        lacking = tables.rounds - held
-        flat = base.view(segments.dtype)
-        outs = [out.view(segments.dtype) for _, out in pair]
+        lacking, has_open = tables.rounds - held, bool(changes.open)
+        flats = [base, *[out for _, out in pair], base, base][:MOVING]
+        addresses = [flat.data_ptr() for flat in flats]
         indices = [index for index, _ in pair]
-        seeds = [changes.perturbations[index].seed for index in indices]
+        shared = len({changes.perturbations[index].seed for index in indices}) == 1
+        factors = self._fill_factors(segments, tables, lacking > 0)
+        aligned = [address % ALIGNED == 0 for address in addresses]
+        kind = tables, held, write, has_open, shared, factors.data_ptr(), *indices, *aligned
+        if (again := segments.launches.get(kind)) is not None:
+            again(*addresses)
+            return
         arguments = (
-            flat,
-            outs[0] if outs else flat,
-            outs[1] if len(outs) > 1 else flat,
+            *[flat.view(segments.dtype) for flat in flats],
             segments.table,
             tables.seeds,
             tables.numbers,
-            self._fill_factors(segments, tables, lacking > 0),
+            factors,
             self._lanes,
             segments.width,
             tables.perturbations,
@@ -201,14 +207,16 @@ class FusedArithmetic:
             "FAMILY": self._family,
             "UPDATES": min(lacking, 2),
             "TERMS": tables.of_each if lacking else 0,
-            "OPEN": bool(changes.open),
+            "OPEN": has_open,
             "WRITE": write,
             "STOCHASTIC": self._stochastic,
-            "OUTS": len(outs),
-            "SHARED": len(set(seeds)) == 1,
+            "OUTS": len(pair),
+            "SHARED": shared,
             "SPAN": segments.span,
         }
-        TRANSFORM(segments.programs, arguments, constants)
+        again = TRANSFORM(segments.programs, arguments, constants)
+        if again is not None:
+            segments.launches[kind] = again
 
     def _fill_factors(self, segments: Segments, tables: Tables, updates: bool) -> torch.Tensor:
         """For rank1, the signs of all seeds that a launch needs, for these weights."""

@@ -20,12 +20,13 @@ from torch import nn
 import zo2
 from tests.oracle import direction, is_decayed, naive_mezo, perturbed_loss
 from tests.tiny import batch, tiny
+from tests.virtual import VirtualPlacement
 from zo2.engine import store
 from zo2.engine.deferral import MOST, Deferral
 from zo2.engine.devicememory import Usage
 from zo2.engine.lanes import HostLanes, Waits
 from zo2.engine.partition import partition
-from zo2.engine.placement import Placement, spread
+from zo2.engine.placement import Placement, perturbed_sizes, spread
 from zo2.engine.store import Store
 from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
@@ -1070,6 +1071,63 @@ def test_a_plan_fits_its_budget_and_uses_it(budget, slots, size, activations, ou
                if not p.streamed)  # fmt: skip
     if plan.slots == min(slots, sum(p.streamed for p in plan.parcels)) and slots > 1:
         assert kept >= stored or kept == weights
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    budget=st.integers(0, 60_000),
+    slots=st.integers(1, 8),
+    fewest=st.sampled_from([2, 3]),
+    small=st.sampled_from([0, 1 << 28]),
+)
+def test_on_a_gpu_copies_of_small_blocks_come_before_more_buffers(budget, slots, fewest, small):
+    """And some buffers before either."""
+    units = units_of()
+    block = sum(unit.stored for unit in units if unit.block == 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zo2.engine.placement.SLACK", 0)
+        patch.setattr("zo2.engine.placement.SMALL_BLOCK", small)
+        everything = Placement(slots=slots, copies=True, outside=True).plan(units, "cuda")
+        buffer = everything.need.slots // everything.slots
+        sizes = perturbed_sizes(units, "cuda")
+        assert (sizes[0] >= 2 * block) == bool(small)
+        assert sizes == sorted(sizes, reverse=True)
+
+        def least(room, slots):
+            return everything.need.resident + room + slots * buffer
+
+        try:
+            placement = Placement(slots=slots, budget=budget, copies=True, outside=True)
+            plan = placement.plan(units, "cuda", fewest=fewest)
+        except zo2.DeviceMemoryError:
+            assert least(sizes[-1], min(slots, fewest)) > budget
+            return
+    assert plan.need.total <= budget
+    if plan.slots == min(slots, sum(p.streamed for p in plan.parcels)):
+        return  # all that were wanted
+    assert plan.slots >= min(slots, fewest)
+    assert least(plan.need.perturbed, plan.slots + 1) > budget
+    if plan.need.perturbed < sizes[0]:
+        assert least(sizes[0], min(slots, 3)) > budget
+
+
+def test_small_blocks_are_divided_rather_than_passed_through_two_buffers():
+    sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 256, "vocab_size": 2000}
+    model = tiny("opt", num_hidden_layers=6, **sizes)
+    two = VirtualPlacement(slots=2, copies=True).plan(partition(model, "block"), "cuda")
+    three = VirtualPlacement(slots=3, copies=True).plan(partition(model, "block"), "cuda")
+    found = []
+    for budget in (two.need.total, three.need.total):
+        one = copy.deepcopy(model)
+        engine = zo2.prepare(
+            one, zo2.ZOConfig(**CPU), placement=VirtualPlacement(budget=budget, copies=True)
+        )._zo.engine
+        one(**batch(one))
+        blocks = {unit.is_block for unit in engine.units if unit.block is not None}
+        found.append((blocks, len(engine._workspace.stream.buffers)))
+    (divided, many), (whole, few) = found
+    assert (divided, whole, few) == ({False}, {True}, 3)
+    assert many > 3
 
 
 @pytest.mark.parametrize("window", [1, 4])

@@ -15,7 +15,7 @@ from zo2 import planning
 from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import Usage
-from zo2.engine.placement import Placement
+from zo2.engine.placement import Placement, perturbed_sizes
 from zo2.engine.threadstacks import SmallStacks
 from zo2.loading import longest
 
@@ -225,3 +225,34 @@ def test_a_context_is_as_large_as_page_tables_make_it(page_locked, context, monk
     assert usage.context() == context
     assert usage.others(own=3 << 30) == context + (1 << 30)
     assert usage.others(own=3 << 30, to_lock=4096) == context + (1 << 30) + 8
+
+
+# -- where passes wait ------------------------------------------------------------------------
+
+
+def test_passes_wait_within_blocks_only_where_there_is_no_room_for_copies_of_one():
+    built = planning.build("opt-2.7b", "float16")
+    step, more = (planning.work(built, "leaf", 1, 512, passes) for passes in (2, 9))
+    assert step.activations < step.within
+    sizes = perturbed_sizes(step.units, "cuda")
+    least = planning.predict(step, Placement(budget=1 << 40)).plan.need
+    assert least.perturbed == sizes[0]
+    assert (least.activations, planning.predict(more, Placement()).plan.need.activations) == (
+        step.activations, more.within,
+    )  # fmt: skip
+
+    def within(budget):
+        return planning.predict(step, Placement(budget=budget or 1 << 40))
+
+    _, smallest = next(planning.over_budgets(within))
+    assert smallest.plan.need.perturbed < sizes[0]
+    assert smallest.plan.need.activations == step.within
+
+
+def test_more_small_buffers_are_foreseen_rather_than_two_large_ones():
+    built = planning.build("opt-1.3b", "float16")
+    steps = [planning.work(built, unit, 1, 2048) for unit in ("block", "leaf")]
+    for budget, slots in ((1_350_000_000, 7), (1_500_000_000, 3)):
+        assert planning.predict_first(steps, Placement(budget=budget)).plan.slots == slots
+    two, many = (planning.predict(step, Placement(budget=1_350_000_000)).seconds for step in steps)
+    assert many < two

@@ -105,6 +105,12 @@ def test_1_3b_takes_as_long_as_the_link(slots, most):
     assert over_bound(OPT_1_3B, slots=slots) <= most
 
 
+def test_small_buffers_for_parts_of_blocks_keep_the_link_busier_than_two_large_ones():
+    """Eight take a third more memory than two."""
+    many, two = (over_bound(OPT_1_3B, unit=u, slots=n) for u, n in (("leaf", 8), ("block", 2)))
+    assert many <= 1.05 < two
+
+
 @pytest.mark.parametrize("budget", [2.2e9, 3.0e9])
 def test_1_3b_within_a_budget_takes_as_long_as_computation(budget):
     assert run(OPT_1_3B, H200, budget=budget).settled() <= 1.01 * resident(OPT_1_3B)

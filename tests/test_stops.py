@@ -187,8 +187,14 @@ def of_a_step(model, stops, **settings):
 STREAMED = VirtualPlacement(slots=4, copies=True)
 
 
+@pytest.fixture
+def large(monkeypatch):
+    """Blocks count as large ones."""
+    monkeypatch.setattr("zo2.engine.placement.SMALL_BLOCK", 0)
+
+
 @pytest.mark.parametrize("placement", [None, STREAMED], ids=["in place", "streamed"])
-def test_norms_take_no_stop_of_their_own(placement, stops):
+def test_norms_take_no_stop_of_their_own(placement, stops, large):
     names = of_a_step(opt(), stops, placement=placement)
     # but the first one, which follows what is of no block; the head is tied to the embedding
     assert [name.rpartition("decoder.")[2] for name in names if ".fc" not in name] == [
@@ -198,16 +204,36 @@ def test_norms_take_no_stop_of_their_own(placement, stops):
 
 
 @pytest.mark.parametrize(("words", "each"), [(97, 3), (4000, 1)])
-def test_what_has_arrived_of_a_block_is_taken_along_where_its_copies_find_room(words, each, stops):
+def test_what_has_arrived_of_a_large_block_is_taken_along_where_its_copies_find_room(
+    words, each, stops, large
+):
     """With a large vocabulary there is, in the room for the embedding's copies."""
     names = of_a_step(opt(words), stops, placement=STREAMED)
     assert len([name for name in names if ".layers.1." in name]) == each
 
 
-def test_nothing_is_taken_along_that_has_not_arrived(stops, monkeypatch):
+def test_nothing_of_a_large_block_is_taken_along_that_has_not_arrived(stops, large, monkeypatch):
     monkeypatch.setattr(Slots, "has_arrived", lambda *args: False)
     names = of_a_step(opt(4000), stops, placement=STREAMED)
     assert len([name for name in names if ".layers.1." in name]) == 3
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_passes_go_through_a_small_block_at_once_whatever_has_arrived(slots, stops, monkeypatch):
+    monkeypatch.setattr(Slots, "has_arrived", lambda *args: False)
+    names = of_a_step(opt(), stops, placement=VirtualPlacement(slots=slots, copies=True))
+    assert [name.rpartition("decoder.")[2] for name in names] == [
+        "embed_tokens", "embed_positions",
+        *(f"layers.{n}.self_attn_layer_norm" for n in range(3)), "embed_tokens",
+    ]  # fmt: skip
+
+
+def test_frozen_weights_which_have_no_copies_are_waited_for(stops):
+    model = opt()
+    for layer in model.model.decoder.layers:
+        layer.fc1.weight.requires_grad_(False)
+    names = of_a_step(model, stops, placement=STREAMED)
+    assert len([name for name in names if ".layers.1." in name]) > 1
 
 
 def by_value(block, x):
@@ -226,8 +252,9 @@ def by_value(block, x):
     words=st.sampled_from([13, 400]),
     method=st.sampled_from(["mezo-sgd", "fzoo"]),
     every=st.sampled_from([1, 3]),
+    small=st.sampled_from([0, 1 << 28]),
 )
-def test_what_is_taken_along_changes_no_bits(slots, chances, words, method, every):
+def test_what_is_taken_along_changes_no_bits(slots, chances, words, method, every, small):
     def linear():
         return nn.Linear(WIDTH, WIDTH)
 
@@ -244,8 +271,9 @@ def test_what_is_taken_along_changes_no_bits(slots, chances, words, method, ever
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Slots, "has_arrived", by_chance)
         patch.setattr("zo2.engine.placement.TINY", 1 / 4)
+        patch.setattr("zo2.engine.placement.SMALL_BLOCK", small)
         where = VirtualPlacement(slots=slots, copies=True, write_back_every=every)
         others, found = train(model, inputs, 6, where, unit="leaf", **how)
-    assert asked[0]
+    assert asked[0] or small
     assert others == losses
     assert_same(weights, found)

@@ -214,8 +214,8 @@ class VirtualLanes(CudaLanes):
 class VirtualPlacement(Placement):
     """Plans for a GPU, on whatever device passes run."""
 
-    def plan(self, units: Sequence[Any], device: str, *sizes: int) -> Plan:
-        return super().plan(units, "cuda", *sizes)
+    def plan(self, units: Sequence[Any], device: str, *sizes: int, fewest: int = 2) -> Plan:
+        return super().plan(units, "cuda", *sizes, fewest=fewest)
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ def train(
         patch.setattr("zo2.prepared.arithmetic_for", arithmetic)
         for module, names in (
             (transfer, ("PIECE",)),
-            (placement, ("IN_FLIGHT", "IN_FLIGHT_WITHIN_BUDGET", "SLACK")),
+            (placement, ("IN_FLIGHT", "IN_FLIGHT_WITHIN_BUDGET", "SLACK", "SMALL_BLOCK")),
         ):
             for name in names:
                 patch.setattr(module, name, round(getattr(module, name) / scale))

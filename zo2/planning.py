@@ -26,7 +26,7 @@ from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import page_tables
 from zo2.engine.partition import Unit, partition
-from zo2.engine.placement import Placement, Plan, tiny_ones
+from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, is_small, tiny_ones
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
 from zo2.logits import Head
 
@@ -66,6 +66,7 @@ class Machine:
         noise: weights per second that are updated and perturbed on both sides.
         again: weights per second to which one more update is applied, before that.
         visit: seconds of host time for each unit that passes stop at.
+        along: and for each further one that they go through without another stop.
         block: seconds of host time for a pass through one block.
         boundary: seconds of host time between a sweep's last block and the next one's first.
         context: bytes that the CUDA context and the libraries take, without page tables.
@@ -80,6 +81,7 @@ class Machine:
     noise: float
     again: float
     visit: float
+    along: float
     block: float
     boundary: float
     context: int
@@ -94,10 +96,11 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     compute=5.5e14,
     noise=3.1e11,
     again=5e11,
-    visit=0.6e-3,
+    visit=0.65e-3,
+    along=0.3e-3,
     block=0.23e-3,
     boundary=6e-3,
-    context=750_000_000,
+    context=730_000_000,
     stacks=132 * 2048 * (threadstacks.DEFAULT - threadstacks.SMALL),
 )
 
@@ -270,7 +273,8 @@ class Work:
 
     Attributes:
         units: the partition.
-        activations: bytes that passes need beside weights.
+        activations: bytes that passes need beside weights, if they wait at blocks only.
+        within: the same, if they wait at every unit.
         tokens: of a step, over all micro-batches of one perturbation.
         passes: perturbations of a step: 2 for MeZO, n + 1 for FZOO.
         micro_batches: of a step.
@@ -278,6 +282,7 @@ class Work:
 
     units: list[Unit]
     activations: int
+    within: int
     tokens: int
     passes: int
     micro_batches: int
@@ -304,28 +309,60 @@ def work(
         raise ConfigError(
             f"Examples of {tokens} tokens are longer than this model takes: --tokens {most}."
         )
-    needed = activations(model, unit, batch, tokens, passes * micro_batches)
+    waiting_at = {
+        where: activations(model, where, batch, tokens, passes * micro_batches)
+        for where in {"block", unit}
+    }
     whole = batch * tokens * micro_batches
-    return Work(partition(model, unit), needed, whole, passes, micro_batches)
+    units = partition(model, unit)
+    return Work(units, waiting_at["block"], waiting_at[unit], whole, passes, micro_batches)
 
 
-def predict(step: Work, placement: Placement, machine: Machine = H200) -> Prediction:
+def predict(
+    step: Work, placement: Placement, machine: Machine = H200, fewest: int = 2
+) -> Prediction:
     """What steps will need with a placement, on a machine.
 
     Weights go home as often as makes steps shortest, which is what `zo2.engine.deferral` is after.
+
+    Args:
+        step: what a step is.
+        placement: where weights rest.
+        machine: what steps run on.
+        fewest: buffers, if a budget has no room for more.
 
     Raises:
         DeviceMemoryError: the budget is too small; the message says what is needed.
     """
     least = machine.context - (0 if placement.budget is None else machine.stacks)
-    plan = placement.plan(step.units, "cuda", least, step.activations)
+    plan = _plan(step, placement, least, fewest)
     # page tables take room, for which more may have to be streamed
     while (context := least + page_tables(plan.streamed_nbytes)) > plan.need.context:
-        plan = placement.plan(step.units, "cuda", context, step.activations)
+        plan = _plan(step, placement, context, fewest)
     chosen = placement.write_back_every
     every = range(1, MOST + 1) if chosen is None else (chosen,)
     predictions = [_predict(plan, step, machine, one) for one in every]
     return min(predictions, key=lambda one: (one.seconds, one.every * _spares(one)))
+
+
+def _plan(step: Work, placement: Placement, context: int, fewest: int) -> Plan:
+    """Where weights rest, by where passes wait."""
+    plan = placement.plan(step.units, "cuda", context, step.activations, fewest)
+    if _waits_within(step, plan.need.perturbed):
+        return placement.plan(step.units, "cuda", context, step.within, fewest)
+    return plan
+
+
+def _waits_within(step: Work, room: int) -> set[int]:
+    """The blocks within which passes wait: they are divided, and not small, or there is no ``room``
+    for copies of them.
+    """
+    return {
+        number
+        for number, block in blocks_of(step.units).items()
+        if len(block) > 1
+        and not (is_small(block) and step.passes * sum(unit.stored for unit in block) <= room)
+    }
 
 
 def _spares(one: Prediction) -> int:
@@ -360,8 +397,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     compute += again * (every - 1) / 2 / machine.again  # on average, between two ways home
     idle = _idle(plan, step, machine, every) if up else 0.0
     blocks = len({unit.block for unit in units if unit.block is not None})
-    stops = len(units) - len(tiny_ones(units))
-    host = stops * machine.visit + blocks * machine.block * step.passes * step.micro_batches
+    host = blocks * machine.block * step.passes * step.micro_batches + _visits(plan, step, machine)
     return Prediction(
         plan=plan,
         weights=sum(parcel.nbytes for parcel in plan.parcels),
@@ -374,6 +410,15 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
         host=host,
         seconds=max(link + idle, max(compute, host) + machine.boundary),
     )
+
+
+def _visits(plan: Plan, step: Work, machine: Machine) -> float:
+    """Seconds of host time for all units but tiny ones."""
+    worth = len(step.units) - len(tiny_ones(step.units))
+    within = _waits_within(step, plan.need.perturbed)
+    whole = [block for number, block in blocks_of(step.units).items() if number not in within]
+    along = sum(len(set(block) - tiny_ones(step.units)) - 1 for block in whole)
+    return (worth - along) * machine.visit + along * machine.along
 
 
 def _compute(parameters: int, step: Work, machine: Machine) -> float:
@@ -409,7 +454,7 @@ def predict_first(
     """
     for step in steps[:-1]:
         with suppress(DeviceMemoryError):
-            return predict(step, placement, machine)
+            return predict(step, placement, machine, fewest=FEWEST)
     return predict(steps[-1], placement, machine)
 
 

@@ -28,7 +28,7 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedModules
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
-from zo2.engine.placement import NOTHING, Placement, Plan
+from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan
 from zo2.engine.record import Recorder, tells_form, tells_place
 from zo2.engine.route import Route
 from zo2.engine.store import Store
@@ -180,7 +180,11 @@ class Engine:
         """
         usage = self._usage
         others = usage.others(self._bytes_on_device(units), to_lock) + more
-        place = functools.partial(self._placement.plan, units, self.device.type, others)
+        # rather than two buffers for large units, more of them for smaller ones
+        fewest = 2 if len(self._unit_sizes) == 1 else FEWEST
+        place = functools.partial(
+            self._placement.plan, units, self.device.type, others, fewest=fewest
+        )
         # graphs have memory of their own, as much again as passes that run as they are
         times = 2 if self._new_graphs and any(unit.is_block for unit in units) else 1
         try:

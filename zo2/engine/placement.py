@@ -21,8 +21,8 @@ from zo2.engine.store import Store
 from zo2.engine.transfer import InPlace, Slots, Transfer
 from zo2.errors import ConfigError, DeviceMemoryError
 
-SLACK = 100_000_000  # bytes of a budget that are left for what torch's allocator cannot use
-SMALL_BLOCK = 1 << 28  # bytes
+SLACK = 30_000_000  # bytes of a budget that are left for what torch's allocator cannot use
+SMALL_BLOCK = 1 << 28  # bytes: passes through it take a GPU hardly longer than Python
 # Between the last update of one sweep and the first of the next, the link has no more to do than
 # what the buffers hold, and a slow host takes some 10 ms: so many bytes keep it busy both ways.
 IN_FLIGHT = 800_000_000
@@ -135,7 +135,12 @@ class Placement:
     write_back_every: int | None = None
 
     def plan(
-        self, units: Sequence[Unit], device: str, context: int = 0, activations: int = 0
+        self,
+        units: Sequence[Unit],
+        device: str,
+        context: int = 0,
+        activations: int = 0,
+        fewest: int = 2,
     ) -> Plan:
         """Decide for a model.
 
@@ -144,6 +149,7 @@ class Placement:
             device: ``"cuda"`` or ``"cpu"``.
             context: bytes that the device's libraries take.
             activations: bytes that passes need beside weights.
+            fewest: buffers, if a budget has no room for more.
 
         Raises:
             ConfigError: a block is named that does not exist.
@@ -151,32 +157,36 @@ class Placement:
         """
         parcels = _bundle(units, self._movable(units, self.outside))
         slots = self._depth(parcels) if device == "cuda" or self.copies else 0
-        copies = 2 if device == "cuda" else 1
+        rooms = perturbed_sizes(units, device)
 
-        def plan(parcels: Sequence[Parcel], slots: int, copies: int) -> Plan:
+        def plan(parcels: Sequence[Parcel], slots: int, room: int) -> Plan:
             largest = max((one.nbytes for one in parcels if one.streamed), default=0)
             slots = min(slots, sum(one.streamed for one in parcels))
             resident = sum(one.nbytes for one in parcels if not one.streamed)
-            room = perturbed_size(units, copies)
             slack = SLACK if device == "cuda" else 0
             need = Need(context, activations, room, slots * largest, resident, slack)
             return Plan(tuple(parcels), slots, need)
 
         if self.budget is None:
-            return plan(parcels, slots, copies)
+            return plan(parcels, slots, rooms[0])
         resident = [replace(one, streamed=False) for one in parcels]
-        everything = plan(resident, slots, copies)
+        everything = plan(resident, slots, rooms[0])
         if everything.need.total <= self.budget:
             return everything
         choices = [parcels]
         if self.blocks is None and not self.outside:
             choices.append(_bundle(units, self._movable(units, outside=True)))
-        needs, few = [], min(slots, FEWEST)
+        few = min(slots, FEWEST)
+        depths = [*range(slots, few, -1), few]
+        sizes = [(depth, room) for room in rooms for depth in depths]
+        if fewest < few:
+            sizes.append((fewest, rooms[-1]))
+        needs = []
         for choice in choices:
-            for depth, width in ((slots, copies), (slots, 1), (few, 1), (min(few, 2), 1)):
-                least = plan(choice, depth, width).need
+            for depth, room in sizes:
+                least = plan(choice, depth, room).need
                 if least.total <= self.budget:
-                    return plan(_keep(choice, self.budget - least.total), depth, width)
+                    return plan(_keep(choice, self.budget - least.total), depth, room)
                 needs.append(least)
         least = min(needs, key=lambda need: need.total)
         leaf = ", set unit='leaf'" if any(unit.is_block for unit in units) else ""
@@ -237,15 +247,37 @@ def _largest(units: Iterable[Unit]) -> int:
     return max((unit.stored for unit in units if unit.block is not None), default=0)
 
 
-def perturbed_size(units: Sequence[Unit], copies: int) -> int:
-    """Bytes of the buffer for perturbed copies.
+def blocks_of(units: Iterable[Unit]) -> dict[int, list[Unit]]:
+    """The units of each block."""
+    blocks: dict[int, list[Unit]] = {}
+    for unit in units:
+        if unit.block is not None:
+            blocks.setdefault(unit.block, []).append(unit)
+    return blocks
 
-    It holds the largest unit, and as many ``copies`` of any unit of the blocks, with a tiny one
-    beside it: with two, one generation of z serves the passes on both sides.
+
+def is_small(block: Iterable[Unit]) -> bool:
+    """Whether the units of one block are worth no stops of their own, if there is another way."""
+    return sum(unit.stored for unit in block) <= SMALL_BLOCK
+
+
+def perturbed_sizes(units: Sequence[Unit], device: str) -> list[int]:
+    """Bytes of the buffer for perturbed copies: sizes that it may have, the better first.
+
+    It holds the largest unit. On a GPU it should also hold two copies of any small block, whatever
+    units that has, or else of any unit of the blocks, with a tiny one beside it: then one
+    generation of z serves the passes on both sides.
     """
     one = max((unit.stored for unit in units if not unit.held), default=0)
     tiny = max((unit.stored for unit in tiny_ones(units)), default=0)
-    return max(one, copies * (_largest(units) + tiny))
+    single = max(one, _largest(units) + tiny)
+    if device != "cuda":
+        return [single]
+    double = max(one, 2 * (_largest(units) + tiny))
+    blocks = blocks_of(units).values()
+    small = (sum(unit.stored for unit in block) for block in blocks if is_small(block))
+    whole = max(double, 2 * (max(small, default=0) + tiny))
+    return sorted({whole, double, single}, reverse=True)
 
 
 def _keep(parcels: Sequence[Parcel], room: int) -> list[Parcel]:

@@ -135,8 +135,8 @@ class Sweep:
     ) -> list[_Bound]:
         """What passes enter after ``unit`` without another stop, each of which takes Python time.
 
-        These are tiny units, which rest on the device, and what of the same block has arrived: its
-        buffers are free again, once there are perturbed copies.
+        These are tiny units, which rest on the device, all of a small block, and what of a large
+        one has arrived: its buffers are free again, once there are perturbed copies.
 
         Args:
             unit: where passes wait.
@@ -149,17 +149,16 @@ class Sweep:
             return found
         count = len(perturbations)
         together = together and all(one.scale for one in perturbations)  # who use copies, then
+        whole = together and self._goes_whole(unit, count)
         for one in self._route.after(unit):
             layout, transfer = self._store.layouts[one], self._workspace.transfer(one)
-            arrived = (
-                together
-                and one.block == unit.block
-                and not layout.has_frozen
-                and transfer is self._stream
-                and transfer.has_arrived(one)
+            inside = one.block == unit.block
+            along = (whole and inside) or (
+                self._has_arrived(one)
+                if together and inside and transfer is self._stream
+                else one in self._route.tiny and not self._goes_whole(one, count)
             )
-            tiny = one in self._route.tiny
-            if not (tiny or arrived) or count * layout.nbytes > room.numel():
+            if not along or count * layout.nbytes > room.numel():
                 break
             base = transfer.acquire(one)
             try:
@@ -167,8 +166,23 @@ class Sweep:
                 found.append((one, base, self._transform(one, base, perturbations, copies)))
             finally:
                 transfer.release(one)
+            if transfer is self._stream:
+                self._fetch_ahead(one)
             room = room[count * layout.nbytes :]
         return found
+
+    def _has_arrived(self, unit: Unit) -> bool:
+        """Whether a unit that is streamed is there to be copied."""
+        return not self._store.layouts[unit].has_frozen and self._stream.has_arrived(unit)
+
+    def _goes_whole(self, unit: Unit, count: int) -> bool:
+        """Whether ``unit`` begins a small block that there is room for so many copies of."""
+        block = self._route.small_blocks.get(unit, ())
+        return (
+            bool(block)
+            and count * sum(one.stored for one in block) <= self._workspace.scratch.numel()
+            and not any(self._store.layouts[one].has_frozen for one in block)
+        )
 
     def _resume(self, one: Pass) -> None:
         for unit, tensors in self._held.get(one.perturbation, ()):

@@ -1111,6 +1111,33 @@ def test_on_a_gpu_copies_of_small_blocks_come_before_more_buffers(budget, slots,
         assert least(sizes[0], min(slots, 3)) > budget
 
 
+def test_room_is_made_for_something_else_or_nothing_changes():
+    model = tiny("opt", num_hidden_layers=6, hidden_size=64, word_embed_proj_dim=64, ffn_dim=256)
+    one, twin = batch(model), copy.deepcopy(model)
+    slots = {"slots": 2, "copies": True}
+    all_streamed, resident = (
+        VirtualPlacement(blocks=blocks, **slots).plan(partition(model, "block"), "cuda").need.total
+        for blocks in (None, frozenset())
+    )
+    budget = (all_streamed + resident) // 2
+    zo2.prepare(twin, zo2.ZOConfig(**CPU, zo2=False))
+    zo2.prepare(
+        model, zo2.ZOConfig(**CPU, unit="block"), placement=VirtualPlacement(budget=budget, **slots)
+    )
+    engine = model._zo.engine
+    assert model(**one).item() == twin(**one).item()
+    kept, more = engine.need.resident, budget - all_streamed
+    assert kept > 0
+    assert engine.need.total + more > budget
+    assert not engine.make_room(2 * budget)
+    assert engine.need.resident == kept
+    assert engine.make_room(more)
+    assert engine.need.context == more  # where memory that others use is counted
+    assert engine.need.total <= budget
+    assert [model(**one).item() for _ in range(3)] == [twin(**one).item() for _ in range(3)]
+    assert_same(model.state_dict(), twin.state_dict())
+
+
 def test_small_blocks_are_divided_rather_than_passed_through_two_buffers():
     sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 256, "vocab_size": 2000}
     model = tiny("opt", num_hidden_layers=6, **sizes)

@@ -344,7 +344,8 @@ def train(
         patch.setattr("zo2.prepared.arithmetic_for", arithmetic)
         for module, names in (
             (transfer, ("PIECE",)),
-            (placement, ("IN_FLIGHT", "IN_FLIGHT_WITHIN_BUDGET", "SLACK", "SMALL_BLOCK")),
+            (placement, ("IN_FLIGHT", "IN_FLIGHT_WITHIN_BUDGET", "SMALL_BLOCK")),
+            (placement, ("SLACK", "MOST_SLACK")),
         ):
             for name in names:
                 patch.setattr(module, name, round(getattr(module, name) / scale))

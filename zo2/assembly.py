@@ -218,15 +218,20 @@ class ReplayedBlocks:
     def begin(self) -> bool:
         """Replay from now on, if there is memory to spare, or a budget has room."""
         engine, device = self._engine, self._engine.device
-        free, total = torch.cuda.mem_get_info(device)
-        spare = engine.has_room(to_take(device)) if engine.is_bounded else free >= SPARE * total
-        if not (engine.has_whole_blocks and spare):
+        if not engine.has_whole_blocks:
             return False
         try:
-            return engine.replay_blocks(_graphs(device, PATIENCE))
+            return self._has_room() and engine.replay_blocks(_graphs(device, PATIENCE))
         except (HostMemoryError, torch.cuda.OutOfMemoryError):
             self.end()
             return False
+
+    def _has_room(self) -> bool:
+        engine, device = self._engine, self._engine.device
+        if engine.is_bounded:
+            return engine.make_room(to_take(device))
+        free, total = torch.cuda.mem_get_info(device)
+        return free >= SPARE * total
 
     def end(self) -> None:
         """Let passes run as they are."""

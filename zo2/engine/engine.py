@@ -187,12 +187,14 @@ class Engine:
         )
         # graphs have memory of their own, as much again as passes that run as they are
         times = 2 if self._new_graphs and any(unit.is_block for unit in units) else 1
-        try:
-            return place(usage.activations * times)
-        except DeviceMemoryError:
-            if not usage.is_guessed:
-                raise
-            return place(0)  # a guess is no reason to give up
+        activations = usage.activations * times
+        while True:
+            try:
+                return place(activations)
+            except DeviceMemoryError:
+                if not (usage.is_guessed and activations):
+                    raise
+                activations //= 2  # a guess is no reason to give up
 
     def _bytes_on_device(self, units: Sequence[Unit]) -> int:
         """Device memory of the weights, and of what they pass through."""
@@ -244,11 +246,17 @@ class Engine:
         """
         if not self.is_bounded:
             return
+        with self._nothing_fetched():
+            self._place_somehow()
+
+    @contextlib.contextmanager
+    def _nothing_fetched(self) -> Iterator[None]:
+        """Within, all weights are at rest and up to date but for what is pending, and may move."""
         self._rest()
         self._take_back()
         try:
             self._workspace.stream.finish()
-            self._place_somehow()
+            yield
         finally:
             self._rest()
 
@@ -322,10 +330,15 @@ class Engine:
         self._watched.close()
         self._usage.lift()
 
-    def has_room(self, more: int) -> bool:
-        """Whether the memory budget has room for so many bytes more."""
+    def make_room(self, more: int) -> bool:
+        """Move weights out of the way of so many bytes more, if the memory budget has room for
+        these; returns whether it has.
+        """
         try:
-            self._plan(self.units, more=more)
+            with self._at_work(), self._nothing_fetched():
+                plan = self._plan(self.units, more=more)
+                if more:
+                    self._move(plan)
         except DeviceMemoryError:
             return False
         return True

@@ -21,7 +21,8 @@ from zo2.engine.store import Store
 from zo2.engine.transfer import InPlace, Slots, Transfer
 from zo2.errors import ConfigError, DeviceMemoryError
 
-SLACK = 30_000_000  # bytes of a budget that are left for what torch's allocator cannot use
+# Bytes of a budget that are left for what torch's allocator cannot use: gaps between activations.
+SLACK, MOST_SLACK = 30_000_000, 100_000_000
 SMALL_BLOCK = 1 << 28  # bytes: passes through it take a GPU hardly longer than Python
 # Between the last update of one sweep and the first of the next, the link has no more to do than
 # what the buffers hold, and a slow host takes some 10 ms: so many bytes keep it busy both ways.
@@ -163,7 +164,7 @@ class Placement:
             largest = max((one.nbytes for one in parcels if one.streamed), default=0)
             slots = min(slots, sum(one.streamed for one in parcels))
             resident = sum(one.nbytes for one in parcels if not one.streamed)
-            slack = SLACK if device == "cuda" else 0
+            slack = min(max(activations // 4, SLACK), MOST_SLACK) if device == "cuda" else 0
             need = Need(context, activations, room, slots * largest, resident, slack)
             return Plan(tuple(parcels), slots, need)
 

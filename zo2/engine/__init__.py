@@ -5,7 +5,8 @@ sweep        one walk over the units, along a route, within a workspace of devic
 partition    which parameters form a unit, and where a unit is entered
 record       the first pass: execution order, and weights read outside their unit
 placement    which units stay on the working device, and what moves in one copy
-devicememory what the device's memory is used for beside weights
+devicememory what the device's memory is used for beside weights; threadstacks: and what need not be
+driver       NVIDIA's, for streams that take little memory (streams) and for that
 store        each unit's weights as one flat host buffer
 resting      parameters between sweeps, which tell the engine what is asked of them
 transfer     bringing units to the working device and back; lanes: by copies beside computation

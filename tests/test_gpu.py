@@ -15,7 +15,7 @@ import zo2
 from tests.oracle import direction
 from tests.tiny import batch, tiny
 from zo2 import assembly, hostbound
-from zo2.engine import capturing, zerocopy
+from zo2.engine import capturing, streams, zerocopy
 from zo2.engine.capturing import CaptureError, CudaCapture
 
 pytestmark = [
@@ -282,8 +282,6 @@ def test_memory_of_models_that_were_let_go_is_found(settings):
 
 
 def test_a_model_that_does_not_fit_is_not_prepared_and_says_so():
-    gc.collect()
-    torch.cuda.empty_cache()
     model = wide("opt", layers=40, width=1024)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     free, _ = torch.cuda.mem_get_info()
@@ -296,6 +294,22 @@ def test_a_model_that_does_not_fit_is_not_prepared_and_says_so():
     del taken
     zo2.prepare(model, zo2.ZOConfig(**CUDA, zo2=False))
     assert model(**batch(model)).isfinite()
+
+
+# -- streams ----------------------------------------------------------------------------------
+
+
+def test_each_use_has_one_stream_which_does_not_wait_for_the_default_one():
+    device = torch.device("cuda", 0)
+    one, other = (streams.stream(device, f"test {number}") for number in range(2))
+    assert one == streams.stream(device, "test 0") != other
+    torch.cuda.synchronize()
+    torch.cuda._sleep(1_000_000_000)
+    with torch.cuda.stream(one):
+        filled = torch.ones(1 << 20, device=device)
+    one.synchronize()
+    assert not torch.cuda.default_stream(device).query()
+    assert filled.sum().item() == 1 << 20
 
 
 # -- past copies ------------------------------------------------------------------------------

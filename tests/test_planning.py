@@ -141,6 +141,7 @@ def test_page_tables_of_what_is_page_locked_are_planned_for():
 def test_a_limit_gives_way_for_a_while_and_only_if_it_is_in_force(monkeypatch):
     """Without a budget, the share that users have set for a process is none of ours."""
     shares = []
+    monkeypatch.setattr("zo2.engine.devicememory.LATER", 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 10))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(

@@ -15,6 +15,8 @@ from zo2.errors import DeviceMemoryError
 # The context of a process that uses nothing but this engine stays below this, apart from page
 # tables; more is another process's, which the driver does not tell apart.
 LARGEST_CONTEXT = 5 << 28
+# Bytes by which it may yet grow: libraries load a kernel when it is first used.
+LATER = 10_000_000
 PAGE, PAGE_ENTRY = 4096, 8  # bytes of a page-locked page, and of its entry in the device's memory
 
 
@@ -95,7 +97,7 @@ class Usage:
         if self._device.type != "cuda":
             return
         total = torch.cuda.mem_get_info(self._device)[1]
-        allowed = total if budget is None else budget - self.context()
+        allowed = total if budget is None else budget - self.context() - LATER
         share = min(max(allowed / total, 0.0), 1.0)
         torch.cuda.set_per_process_memory_fraction(share, self._device)
         self._in_force.pop(self._device, None)

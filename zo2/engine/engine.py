@@ -295,15 +295,16 @@ class Engine:
 
     def _move(self, plan: Plan) -> None:
         """Move weights between host and device as ``plan`` says."""
-        self._usage.limit(None)
         streamed = self._workspace.streamed
         changed = [p for p in plan.parcels if p.streamed != (p.units[0] in streamed)]
-        self.drop_buffers()  # they make room
-        try:
-            for parcel in sorted(changed, key=lambda parcel: not parcel.streamed):
-                self.store.move(parcel.units[0], parcel.streamed)
-        finally:  # host memory may have been refused half way
-            self._connect(plan.following(self.store))
+        self._usage.claim()
+        with self._usage.unlimited():
+            self.drop_buffers()  # they make room
+            try:
+                for parcel in sorted(changed, key=lambda parcel: not parcel.streamed):
+                    self.store.move(parcel.units[0], parcel.streamed)
+            finally:  # host memory may have been refused half way
+                self._connect(plan.following(self.store))
         self._usage.limit(self._placement.budget)
 
     def add_hooks(self) -> None:

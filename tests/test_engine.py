@@ -1111,6 +1111,23 @@ def test_on_a_gpu_copies_of_small_blocks_come_before_more_buffers(budget, slots,
         assert least(sizes[0], min(slots, 3)) > budget
 
 
+def test_a_guess_that_does_not_fit_leaves_as_much_as_there_is():
+    model = tiny("opt", num_hidden_layers=4, hidden_size=256, word_embed_proj_dim=256, ffn_dim=1024)
+    all_streamed = VirtualPlacement(slots=2, copies=True).plan(partition(model, "block"), "cuda")
+    spare = 9 << 20
+    where = VirtualPlacement(budget=all_streamed.need.total + spare, slots=2, copies=True)
+    engine = zo2.prepare(model, zo2.ZOConfig(**CPU, unit="block"), placement=where)._zo.engine
+    engine._usage.is_guessed, engine._usage.activations = True, Usage.FIRST_GUESS
+    need = engine._plan(engine.units).need
+    assert need.activations >= spare - (1 << 20)
+    assert need.total <= where.budget
+    with pytest.raises(zo2.DeviceMemoryError):
+        where.plan(engine.units, "cuda", 0, need.activations + (1 << 20))
+    engine._usage.is_guessed = False
+    with pytest.raises(zo2.DeviceMemoryError, match=r"activations 0\.54"):
+        engine._plan(engine.units)
+
+
 def test_room_is_made_for_something_else_or_nothing_changes():
     model = tiny("opt", num_hidden_layers=6, hidden_size=64, word_embed_proj_dim=64, ffn_dim=256)
     one, twin = batch(model), copy.deepcopy(model)

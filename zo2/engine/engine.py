@@ -187,14 +187,20 @@ class Engine:
         )
         # graphs have memory of their own, as much again as passes that run as they are
         times = 2 if self._new_graphs and any(unit.is_block for unit in units) else 1
-        activations = usage.activations * times
-        while True:
+        try:
+            return place(usage.activations * times)
+        except DeviceMemoryError:
+            if not usage.is_guessed:
+                raise
+        # a guess is no reason to give up, but as much as possible should be left for them
+        plan, fits, too_many = place(0), 0, usage.activations * times
+        while too_many - fits > 1 << 20:
+            middle = (fits + too_many) // 2
             try:
-                return place(activations)
+                plan, fits = place(middle), middle
             except DeviceMemoryError:
-                if not (usage.is_guessed and activations):
-                    raise
-                activations //= 2  # a guess is no reason to give up
+                too_many = middle
+        return plan
 
     def _bytes_on_device(self, units: Sequence[Unit]) -> int:
         """Device memory of the weights, and of what they pass through."""

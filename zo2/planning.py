@@ -414,11 +414,11 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
 
 def _visits(plan: Plan, step: Work, machine: Machine) -> float:
     """Seconds of host time for all units but tiny ones."""
-    worth = len(step.units) - len(tiny_ones(step.units))
-    within = _waits_within(step, plan.need.perturbed)
+    tiny, within = tiny_ones(step.units), _waits_within(step, plan.need.perturbed)
     whole = [block for number, block in blocks_of(step.units).items() if number not in within]
-    along = sum(len(set(block) - tiny_ones(step.units)) - 1 for block in whole)
-    return (worth - along) * machine.visit + along * machine.along
+    along = sum(len(set(block) - tiny) - 1 for block in whole)
+    stops = len(step.units) - len(tiny) - along
+    return stops * machine.visit + along * machine.along
 
 
 def _compute(parameters: int, step: Work, machine: Machine) -> float:

@@ -26,7 +26,7 @@ from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import page_tables
 from zo2.engine.partition import Unit, partition
-from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, is_small, tiny_ones
+from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, fits_whole, tiny_ones
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
 from zo2.logits import Head
 
@@ -360,8 +360,7 @@ def _waits_within(step: Work, room: int) -> set[int]:
     return {
         number
         for number, block in blocks_of(step.units).items()
-        if len(block) > 1
-        and not (is_small(block) and step.passes * sum(unit.stored for unit in block) <= room)
+        if len(block) > 1 and not fits_whole(block, step.passes, room)
     }
 
 
@@ -396,7 +395,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     compute = _compute(sum(map(_parameters, units)), step, machine)
     compute += again * (every - 1) / 2 / machine.again  # on average, between two ways home
     idle = _idle(plan, step, machine, every) if up else 0.0
-    blocks = len({unit.block for unit in units if unit.block is not None})
+    blocks = len(blocks_of(units))
     host = blocks * machine.block * step.passes * step.micro_batches + _visits(plan, step, machine)
     return Prediction(
         plan=plan,

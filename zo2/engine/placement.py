@@ -257,9 +257,14 @@ def blocks_of(units: Iterable[Unit]) -> dict[int, list[Unit]]:
     return blocks
 
 
-def is_small(block: Iterable[Unit]) -> bool:
+def is_small(block: Sequence[Unit]) -> bool:
     """Whether the units of one block are worth no stops of their own, if there is another way."""
     return sum(unit.stored for unit in block) <= SMALL_BLOCK
+
+
+def fits_whole(block: Sequence[Unit], count: int, room: int) -> bool:
+    """Whether a block is small, and ``room`` has so many bytes as ``count`` copies of it take."""
+    return is_small(block) and count * sum(unit.stored for unit in block) <= room
 
 
 def perturbed_sizes(units: Sequence[Unit], device: str) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, groupby, islice
 
 from zo2.engine.partition import Unit
-from zo2.engine.placement import is_small, tiny_ones
+from zo2.engine.placement import tiny_ones
 
 
 class Route:
@@ -24,18 +24,15 @@ class Route:
         order: of all units, those that never run at the end.
         never_run: as given.
         tiny: units that are worth no stop of their own.
-        small_blocks: by their first units, those that are divided: passes should go through all of
-            such a block at once, if there is room for its copies.
+        divided: by their first units, the blocks that have several.
     """
 
     def __init__(self, units: Sequence[Unit], never_run: Sequence[Unit] = ()) -> None:
         self.order, self.never_run = [*units, *never_run], frozenset(never_run)
         self.tiny = tiny_ones(self.order) - self.never_run
         blocks = [tuple(block) for _, block in groupby(units, key=lambda unit: unit.block)]
-        self.small_blocks = {
-            block[0]: block
-            for block in blocks
-            if len(block) > 1 and block[0].block is not None and is_small(block)
+        self.divided = {
+            block[0]: block for block in blocks if len(block) > 1 and block[0].block is not None
         }
         self._position = {unit: index for index, unit in enumerate(self.order)}
 

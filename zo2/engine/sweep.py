@@ -15,6 +15,7 @@ from zo2.engine.abreast import Formation
 from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Unit
 from zo2.engine.pending import Pending
+from zo2.engine.placement import fits_whole
 from zo2.engine.route import Route
 from zo2.engine.weights import Arithmetic
 from zo2.engine.workspace import Workspace, parts
@@ -152,12 +153,9 @@ class Sweep:
         whole = together and self._goes_whole(unit, count)
         for one in self._route.after(unit):
             layout, transfer = self._store.layouts[one], self._workspace.transfer(one)
-            inside = one.block == unit.block
-            along = (whole and inside) or (
-                self._has_arrived(one)
-                if together and inside and transfer is self._stream
-                else one in self._route.tiny and not self._goes_whole(one, count)
-            )
+            tiny = one in self._route.tiny and not self._goes_whole(one, count)
+            inside = together and one.block == unit.block
+            along = tiny or (inside and (whole or self._has_arrived(one)))
             if not along or count * layout.nbytes > room.numel():
                 break
             base = transfer.acquire(one)
@@ -173,14 +171,15 @@ class Sweep:
 
     def _has_arrived(self, unit: Unit) -> bool:
         """Whether a unit that is streamed is there to be copied."""
-        return not self._store.layouts[unit].has_frozen and self._stream.has_arrived(unit)
+        frozen = self._store.layouts[unit].has_frozen
+        return unit in self._workspace.streamed and not frozen and self._stream.has_arrived(unit)
 
     def _goes_whole(self, unit: Unit, count: int) -> bool:
         """Whether ``unit`` begins a small block that there is room for so many copies of."""
-        block = self._route.small_blocks.get(unit, ())
+        block = self._route.divided.get(unit, ())
         return (
             bool(block)
-            and count * sum(one.stored for one in block) <= self._workspace.scratch.numel()
+            and fits_whole(block, count, self._workspace.scratch.numel())
             and not any(self._store.layouts[one].has_frozen for one in block)
         )
 

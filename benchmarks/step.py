@@ -204,6 +204,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 ),
                 "device": in_use() - before,
                 "reserved": torch.cuda.memory_reserved(),
+                "retries": torch.cuda.memory_stats().get("num_alloc_retries"),
                 "context": engine._usage.context(),
                 "activations": engine._usage.activations,
             }

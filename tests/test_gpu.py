@@ -303,6 +303,7 @@ def test_each_use_has_one_stream_which_does_not_wait_for_the_default_one():
     device = torch.device("cuda", 0)
     one, other = (streams.stream(device, f"test {number}") for number in range(2))
     assert one == streams.stream(device, "test 0") != other
+    torch.ones(1 << 20, device=device).sum().item()  # loads the kernels, for which all work ends
     torch.cuda.synchronize()
     torch.cuda._sleep(1_000_000_000)
     with torch.cuda.stream(one):

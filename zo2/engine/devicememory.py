@@ -15,7 +15,8 @@ from zo2.errors import DeviceMemoryError
 # The context of a process that uses nothing but this engine stays below this, apart from page
 # tables; more is another process's, which the driver does not tell apart.
 LARGEST_CONTEXT = 5 << 28
-# Bytes by which it may yet grow: libraries load a kernel when it is first used.
+# Bytes by which it may yet grow, as libraries load a kernel when it is first used: of the slack
+# that placements leave.
 LATER = 10_000_000
 PAGE, PAGE_ENTRY = 4096, 8  # bytes of a page-locked page, and of its entry in the device's memory
 
@@ -35,7 +36,7 @@ class Usage:
     Attributes:
         activations: what to reckon with, in bytes: a guess before any pass, then the largest
             need that was seen.
-        is_guessed: whether no pass was seen yet.
+        is_guessed: whether nothing was seen yet.
         page_locked: bytes of host memory that the engine has page-locked.
         peak: bytes allocated at most in the last `measured` context, beyond what was before it.
     """
@@ -140,9 +141,10 @@ class Usage:
         self.activations = activations
         return True
 
-    def reckon_with_more(self) -> None:
-        """The memory ran out although the need seemed to fit: leave more of it free."""
-        self.activations += self.activations // 4 + (64 << 20)
+    def reckon_with(self, more: int) -> None:
+        """Memory ran out although the need seemed to fit: it is larger by so many bytes."""
+        self.is_guessed = False
+        self.activations += more
 
     def learn(self) -> bool:
         """Reckon with the last measured peak from now on; returns whether that is news."""

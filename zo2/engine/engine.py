@@ -53,6 +53,10 @@ STEP_DROPPED = (
     "use unit='leaf'."
 )
 AHEAD = 2  # parcels for each buffer that a sweep may update before passes reach them
+# Bytes that graphs take beside activations of their own: the gaps between these, and what the
+# driver keeps of each graph.
+GRAPHS = 1 << 26
+FIRST_MORE = 1 << 24  # bytes by which activations are reckoned larger where memory ran out
 
 
 class Engine:
@@ -185,15 +189,17 @@ class Engine:
         place = functools.partial(
             self._placement.plan, units, self.device.type, others, fewest=fewest
         )
-        # graphs have memory of their own, as much again as passes that run as they are
-        times = 2 if self._new_graphs and any(unit.is_block for unit in units) else 1
+        activations = usage.activations
+        if self._new_graphs and any(unit.is_block for unit in units):
+            # graphs have memory of their own, as much again as passes that run as they are
+            activations = 2 * activations + GRAPHS
         try:
-            return place(usage.activations * times)
+            return place(activations)
         except DeviceMemoryError:
             if not usage.is_guessed:
                 raise
         # a guess is no reason to give up, but as much as possible should be left for them
-        plan, fits, too_many = place(0), 0, usage.activations * times
+        plan, fits, too_many = place(0), 0, activations
         while too_many - fits > 1 << 20:
             middle = (fits + too_many) // 2
             try:
@@ -458,9 +464,23 @@ class Engine:
                 except torch.cuda.OutOfMemoryError:
                     if not self.is_bounded:
                         raise
-                    self._usage.reckon_with_more()
-                self._place_anew()
-                return self._sweep(jobs, probe, form)
+                return self._with_more_room(sweep)
+
+    def _with_more_room(self, sweep: Callable[[], list[Any]]) -> list[Any]:
+        """The memory ran out although the need seemed to fit: a larger batch, or gaps between
+        activations. Move ever more weights out of the way until ``sweep`` has room.
+
+        Raises:
+            DeviceMemoryError: the budget has no more.
+        """
+        more = FIRST_MORE
+        while True:
+            self._usage.reckon_with(more)
+            self._place_anew()
+            try:
+                return sweep()
+            except torch.cuda.OutOfMemoryError:
+                more *= 2
 
     def _sweep(
         self, jobs: Sequence[tuple[Perturbation, Body]], probe: Body, form: Hashable

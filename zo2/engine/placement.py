@@ -21,8 +21,9 @@ from zo2.engine.store import Store
 from zo2.engine.transfer import InPlace, Slots, Transfer
 from zo2.errors import ConfigError, DeviceMemoryError
 
-# Bytes of a budget that are left for what torch's allocator cannot use: gaps between activations.
-SLACK, MOST_SLACK = 30_000_000, 100_000_000
+# Bytes of a budget that are left for what torch's allocator cannot use (gaps between activations)
+# or may not (`zo2.engine.devicememory.LATER`).
+SLACK, MOST_SLACK = 40_000_000, 110_000_000
 SMALL_BLOCK = 1 << 28  # bytes: passes through it take a GPU hardly longer than Python
 # Between the last update of one sweep and the first of the next, the link has no more to do than
 # what the buffers hold, and a slow host takes some 10 ms: so many bytes keep it busy both ways.

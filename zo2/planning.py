@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ class Machine:
         along: and for each further one that they go through without another stop.
         block: seconds of host time for a pass through one block.
         boundary: seconds of host time between a sweep's last block and the next one's first.
-        context: bytes that the CUDA context and the libraries take, without page tables.
+        context: bytes that the CUDA context and the libraries take, among them cuBLAS's 32 MiB of
+            torch's memory, without page tables.
         stacks: bytes of it that go within a budget (`zo2.engine.threadstacks`).
     """
 
@@ -100,7 +102,7 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     along=0.3e-3,
     block=0.23e-3,
     boundary=6e-3,
-    context=730_000_000,
+    context=764_000_000,
     stacks=132 * 2048 * (threadstacks.DEFAULT - threadstacks.SMALL),
 )
 
@@ -182,18 +184,27 @@ def activations(model: nn.Module, unit: str, batch: int, tokens: int, passes: in
         unit: ``"block"`` or ``"leaf"``: where passes wait.
         batch: examples of a micro-batch.
         tokens: of each example.
-        passes: of a step, one micro-batch each; all but one wait with what they hold between two
-            units.
+        passes: of a step, one micro-batch each; all but one wait, with what they hold, before one
+            unit or the next.
     """
     ids = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
     find_head = getattr(model, "get_output_embeddings", lambda: None)
-    waiting: list[int] = []
+    units = partition(model, unit)
+    tiny = tiny_ones(units)
+    held, most = [0], []  # bytes where passes wait, and at most on the way to there
     living = _Living()
+
+    def arrive(*_: Any) -> None:
+        held.append(living.bytes)
+        most.append(living.most)
+        living.most = living.bytes
+
     with living:
         handles = [
-            one.modules[0].register_forward_pre_hook(lambda *_: waiting.append(living.bytes))
-            for one in partition(model, unit)
-            if one.block is not None
+            module.register_forward_pre_hook(arrive)
+            for one in units
+            if one not in tiny
+            for module in one.modules
         ]
         try:
             lean, head = _LeanAttention(), Head(find_head()).returning_stand_ins()
@@ -202,7 +213,11 @@ def activations(model: nn.Module, unit: str, batch: int, tokens: int, passes: in
         finally:
             for handle in handles:
                 handle.remove()
-    return living.most + (passes - 1) * max(waiting, default=0)
+    arrive()
+    held[-1] = 0  # a pass that is through holds its loss
+    # while one pass is on its way, others are where it comes from, or where it goes
+    waits = [max(pair) for pair in pairwise(held)]
+    return max(way + (passes - 1) * wait for way, wait in zip(most, waits, strict=True))
 
 
 class _Living(TorchDispatchMode):

@@ -8,6 +8,7 @@ where a budget is too small for them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -194,7 +195,8 @@ class Placement:
         leaf = ", set unit='leaf'" if any(unit.is_block for unit in units) else ""
         raise DeviceMemoryError(
             f"device_memory_budget is {self.budget / 1e9:.2f} GB, but this model and batch need "
-            f"{least.total / 1e9:.2f} GB with everything streamed ({_itemised(least)}). "
+            f"{math.ceil(least.total / 1e7) / 100:.2f} GB with everything streamed "
+            f"({_itemised(least)}). "
             f"Raise the budget{leaf}, or use smaller micro-batches."
         )
 

@@ -99,11 +99,7 @@ def plan(
         table.add_row(*row)
     out.print(table)
     need = found[-1][1].plan.need if budget else found[0][1].plan.need
-    out.print(
-        f"{'Device memory' if budget else 'The least'}: context {need.context / 1e9:.2f}, "
-        f"activations {need.activations / 1e9:.2f}, perturbed copies {need.perturbed / 1e9:.2f}, "
-        f"buffers {need.slots / 1e9:.2f}, resident weights {need.resident / 1e9:.2f} GB"
-    )
+    out.print(f"{'Device memory' if budget else 'The least'}, in GB: {need.itemised()}")
 
 
 def _row(budget: int, one: Prediction) -> tuple[str, ...]:

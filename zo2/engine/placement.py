@@ -70,6 +70,18 @@ class Need:
         used = self.context + self.activations + self.perturbed + self.slots + self.resident
         return used + self.slack
 
+    def itemised(self) -> str:
+        """What it is made up of, in gigabytes."""
+        parts = {
+            "CUDA context and other tensors": self.context,
+            "activations": self.activations,
+            "perturbed copies": self.perturbed,
+            "buffers": self.slots,
+            "resident weights": self.resident,
+            "slack": self.slack,
+        }
+        return ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -196,7 +208,7 @@ class Placement:
         raise DeviceMemoryError(
             f"device_memory_budget is {self.budget / 1e9:.2f} GB, but this model and batch need "
             f"{math.ceil(least.total / 1e7) / 100:.2f} GB with everything streamed "
-            f"({_itemised(least)}). "
+            f"({least.itemised()}). "
             f"Raise the budget{leaf}, or use smaller micro-batches."
         )
 
@@ -344,15 +356,3 @@ def _bundle(units: Sequence[Unit], movable: set[Unit]) -> list[Parcel]:
         else:
             bundles.append([unit])
     return [Parcel(tuple(one), one[0] in movable) for one in bundles]
-
-
-def _itemised(need: Need) -> str:
-    parts = {
-        "CUDA context and other tensors": need.context,
-        "activations": need.activations,
-        "perturbed copies": need.perturbed,
-        "buffers": need.slots,
-        "resident weights": need.resident,
-        "slack": need.slack,
-    }
-    return ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())

@@ -1031,9 +1031,7 @@ def least(units, slots, outside, others=0):
 
 
 def made_up(monkeypatch, need):
-    """A CPU measures no device memory: let sweeps be said to need ``need()`` bytes, and graphs no
-    more than that once more.
-    """
+    """A CPU measures no device memory: let sweeps be said to need ``need()`` bytes."""
 
     @contextlib.contextmanager
     def measured(usage):
@@ -1041,7 +1039,6 @@ def made_up(monkeypatch, need):
         usage.peak = need()
 
     monkeypatch.setattr(Usage, "measured", measured)
-    monkeypatch.setattr("zo2.engine.engine.GRAPHS", 0)
 
 
 @settings(deadline=None, max_examples=60)

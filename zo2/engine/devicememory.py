@@ -18,6 +18,9 @@ LARGEST_CONTEXT = 5 << 28
 # Bytes by which it may yet grow, as libraries load a kernel when it is first used: of the slack
 # that placements leave.
 LATER = 10_000_000
+# Bytes that graphs take beside activations: the gaps between these, and what the driver keeps of
+# each graph.
+GRAPHS = 1 << 26
 PAGE, PAGE_ENTRY = 4096, 8  # bytes of a page-locked page, and of its entry in the device's memory
 
 
@@ -73,6 +76,10 @@ class Usage:
             return 0
         tensors = max(torch.cuda.memory_allocated(self._device) - own, 0)
         return self.context() + tensors + page_tables(to_lock)
+
+    def of_graphs(self) -> int:
+        """Bytes that graphs of passes need: activations of their own, as many as passes have."""
+        return self.activations + (GRAPHS if self._device.type == "cuda" else 0)
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:

@@ -53,9 +53,6 @@ STEP_DROPPED = (
     "use unit='leaf'."
 )
 AHEAD = 2  # parcels for each buffer that a sweep may update before passes reach them
-# Bytes that graphs take beside activations of their own: the gaps between these, and what the
-# driver keeps of each graph.
-GRAPHS = 1 << 26
 FIRST_MORE = 1 << 24  # bytes by which activations are reckoned larger where memory ran out
 
 
@@ -191,8 +188,7 @@ class Engine:
         )
         activations = usage.activations
         if self._new_graphs and any(unit.is_block for unit in units):
-            # graphs have memory of their own, as much again as passes that run as they are
-            activations = 2 * activations + GRAPHS
+            activations += usage.of_graphs()
         try:
             return place(activations)
         except DeviceMemoryError:

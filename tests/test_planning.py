@@ -100,13 +100,12 @@ def test_passes_that_wait_hold_what_lives_where_they_wait(unit, words, passes):
     ids = torch.randint(5, 90, (2, 48))
 
     def one_pass():
-        with torch.no_grad():
-            model(input_ids=ids, labels=ids, use_cache=False)
+        model(input_ids=ids, labels=ids, use_cache=False)
 
     def wait(module, args):
         getcurrent().parent.switch()
 
-    with planning._Living() as living:
+    with planning._Living() as living, torch.no_grad():
         for place in [*places, model.lm_head]:
             place.register_forward_pre_hook(wait)
         running = [greenlet(one_pass) for _ in range(passes)]

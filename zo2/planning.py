@@ -213,8 +213,8 @@ def activations(model: nn.Module, unit: str, batch: int, tokens: int, passes: in
         finally:
             for handle in handles:
                 handle.remove()
-    arrive()
-    held[-1] = 0  # a pass that is through holds its loss
+    held.append(0)  # a pass that is through holds its loss
+    most.append(living.most)
     # while one pass is on its way, others are where it comes from, or where it goes
     waits = [max(pair) for pair in pairwise(held)]
     return max(way + (passes - 1) * wait for way, wait in zip(most, waits, strict=True))

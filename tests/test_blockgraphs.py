@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import zo2
 from tests.test_engine import CPU, Toy, assert_same, toy_batch
 from tests.tiny import FAMILIES, batch, tiny
+from tests.virtual import VirtualPlacement
 from zo2 import assembly
 from zo2.engine.blockgraphs import BlockGraphs
 from zo2.engine.capturing import CaptureError
@@ -86,8 +87,8 @@ def tapes(monkeypatch):
     return played
 
 
-def stepping(model, slots=3, **settings):
-    placement = Placement(slots=slots, copies=True)
+def stepping(model, slots=3, kind=Placement, **settings):
+    placement = kind(slots=slots, copies=True)
     return zo2.prepare(model, zo2.ZOConfig(**CPU, lr=1e-2, **settings), placement=placement)
 
 
@@ -379,6 +380,33 @@ def test_graphs_that_are_dropped_go_at_once(tapes):
         gc.enable()
 
 
-def test_leaves_are_not_replayed(compared):
+def test_leaves_are_not_replayed_without_room_for_copies_of_a_block(compared):
     model = tiny("llama")
     assert compared(model, lambda model, step: batch(model, seed=step), unit="leaf") == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_small_blocks_are_replayed_also_if_they_are_moved_in_pieces(family, compared):
+    played = compared(
+        tiny(family), lambda model, step: batch(model, seed=step), unit="leaf",
+        kind=VirtualPlacement,
+    )  # fmt: skip
+    if family in ALWAYS_REPLAYED:
+        # per step two passes through each block: one step is recorded, one captured
+        assert played > 0
+
+
+def test_hooks_within_a_divided_block_go_on_being_called(compared):
+    """A graph would not call them."""
+
+    def hooked(seen):
+        model = tiny("llama")
+        model.model.layers[0].mlp.register_forward_hook(lambda *_: seen.append(1))
+        return model
+
+    seen = []
+    compared(
+        hooked(seen), lambda model, step: batch(model, seed=step), unit="leaf",
+        kind=VirtualPlacement,
+    )  # fmt: skip
+    assert len(seen) == 2 * (2 * 6 + 1)  # both times: two passes in each of six steps, one recorded

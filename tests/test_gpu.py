@@ -461,7 +461,7 @@ def test_late_copies_and_poisoned_buffers_change_nothing(every, unit, slots, mon
         return copied(way, to, source, after)
 
     monkeypatch.setattr(Way, "copy", late)
-    for graphs in {False, unit == "block"}:
+    for graphs in (False, True):
         settings = {"unit": unit, "slots": slots, "write_back_every": every, "cuda_graphs": graphs}
         other_losses, other = train(model, **settings)
         assert losses == other_losses
@@ -641,7 +641,11 @@ def test_a_model_that_asks_for_values_goes_on_without_a_graph(caplog):
 def test_passes_through_streamed_blocks_are_replayed_bit_for_bit(family, dtype, replayed):
     model = wide(family, dtype)
     resident = {method: train(model, zo2=False, method=method) for method in ("mezo-sgd", "fzoo")}
-    for settings in ({"slots": 3}, {"slots": 1}, {"offloading_blocks": [1, 3]}, {"method": "fzoo"}):
+    leaves = {"unit": "leaf"}  # of blocks that are small enough to be gone through at once
+    for settings in (
+        {"slots": 3}, {"slots": 1}, {"offloading_blocks": [1, 3]}, {"method": "fzoo"},
+        leaves, {**leaves, "slots": 2},
+    ):  # fmt: skip
         losses, weights = resident[settings.get("method", "mezo-sgd")]
         replayed.clear()
         others, found = train(model, cuda_graphs=True, **settings)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from zo2.engine.atonce import Calls
 from zo2.engine.capturing import Capture, CaptureError, Replay
 from zo2.engine.eager import never_compiled
 from zo2.engine.lockstep import Lockstep
 from zo2.engine.modulestate import modules_of
+from zo2.engine.partition import Unit
 from zo2.engine.threadstate import capture as thread_state
 
 logger = logging.getLogger("zo2")
@@ -73,6 +75,7 @@ class _Block:
 
     Attributes:
         module: the block.
+        units: what has to be bound, so that passes do not wait within.
         forward: what runs where no graph does.
         tensors: parameters and buffers.
         places: identities of the dictionaries that hold attributes and hooks of its modules.
@@ -81,13 +84,20 @@ class _Block:
     """
 
     module: nn.Module
+    units: frozenset[Unit]
     forward: Forward
     tensors: list[torch.Tensor]
     places: set[int]
     settings: Hashable
 
     @classmethod
-    def look_at(cls, module: nn.Module, forward: Forward) -> _Block:
+    def look_at(
+        cls,
+        module: nn.Module,
+        units: frozenset[Unit],
+        idle: frozenset[Forward],
+        forward: Forward,
+    ) -> _Block:
         tensors: list[torch.Tensor | None] = []
         places: set[int] = set()
         settings: list[Hashable] = [id(getattr(forward, "__func__", forward))]
@@ -100,9 +110,10 @@ class _Block:
                 for name, value in one.__dict__.items()
                 if name not in _OF_EVERY_MODULE and not (one is module and name == "forward")
             ]
-            hooked |= one is not module and bool(one._forward_hooks or one._forward_pre_hooks)
+            hooks = [*one._forward_hooks.values(), *one._forward_pre_hooks.values()]
+            hooked |= one is not module and not idle.issuperset(hooks)
         found = [tensor for tensor in tensors if tensor is not None]
-        return cls(module, forward, found, places, None if hooked else tuple(settings))
+        return cls(module, units, forward, found, places, None if hooked else tuple(settings))
 
 
 class BlockGraphs:
@@ -127,16 +138,24 @@ class BlockGraphs:
         self._refused: set[nn.Module] = set()  # blocks of which a capture has failed
 
     @contextlib.contextmanager
-    def standing_in(self, blocks: Sequence[nn.Module], lockstep: Lockstep) -> Iterator[None]:
-        """Within, graphs stand in for calls of ``blocks`` by the passes of ``lockstep``."""
+    def standing_in(
+        self, calls: Calls, idle: frozenset[Forward], lockstep: Lockstep
+    ) -> Iterator[None]:
+        """Within, graphs stand in for calls of blocks.
+
+        Args:
+            calls: of these blocks.
+            idle: hooks within blocks that do nothing where a block's units are bound.
+            lockstep: the passes that call.
+        """
         standing, call = [], partial(self._call, lockstep)
-        for module in blocks:
+        for module, units in calls.items():
             # compiled code has graphs of its own
             if module._compiled_call_impl is None and module not in self._refused:
                 if module not in self._stand_ins:
                     self._stand_ins[module] = _StandIn()
                 standing.append(self._stand_ins[module])
-                standing[-1].begin(module, call)
+                standing[-1].begin(partial(_Block.look_at, module, units, idle), module, call)
         try:
             yield
         finally:
@@ -175,7 +194,8 @@ class BlockGraphs:
         self, block: _Block, lockstep: Lockstep, arguments: Any, tensors: list[torch.Tensor]
     ) -> Hashable:
         """What decides what a call queues, apart from addresses and values."""
-        if block.settings is None or lockstep.has_set_any(block.places):
+        bound = lockstep.current is not None and block.units <= lockstep.current.bound
+        if block.settings is None or not bound or lockstep.has_set_any(block.places):
             raise _UnlikeError
         state = thread_state()
         state = state._replace(modes=tuple(map(type, state.modes)))
@@ -278,8 +298,14 @@ class _StandIn:
     def __init__(self) -> None:
         self._instead = never_compiled(self._run)
 
-    def begin(self, module: nn.Module, call: Callable[[_Block, Any, Any], Any]) -> None:
+    def begin(
+        self,
+        look_at: Callable[[Forward], _Block],
+        module: nn.Module,
+        call: Callable[[_Block, Any, Any], Any],
+    ) -> None:
         """Take the place of the forward that ``module`` has now; ``call`` runs that, or replays."""
+        self._look_at = look_at
         self._module, self._forward, self._call = module, module.forward, call
         self._own = module.__dict__.get("forward")
         self._block: _Block | None = None
@@ -290,11 +316,11 @@ class _StandIn:
         del self._module.__dict__["forward"]
         if self._own is not None:
             self._module.__dict__["forward"] = self._own
-        del self._module, self._forward, self._call, self._own, self._block
+        del self._look_at, self._module, self._forward, self._call, self._own, self._block
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self._block is None:
-            self._block = _Block.look_at(self._module, self._forward)
+            self._block = self._look_at(self._forward)
         return self._call(self._block, args, kwargs)
 
 

@@ -19,7 +19,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from zo2.engine import atonce
 from zo2.engine.abreast import Formation, InFile
+from zo2.engine.atonce import AtOnce
 from zo2.engine.blockgraphs import BlockGraphs
 from zo2.engine.deferral import Deferral
 from zo2.engine.devicememory import Usage, out_of_memory_explained, without_garbage
@@ -28,7 +30,7 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedModules
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
-from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan
+from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan, blocks_of, is_small
 from zo2.engine.record import Recorder, tells_form, tells_place
 from zo2.engine.route import Route
 from zo2.engine.store import Store
@@ -167,7 +169,8 @@ class Engine:
         )
         self.remove_hooks()
         self.units = units
-        self._blocks = [module for unit in units if unit.is_block for module in unit.modules]
+        self._whole = atonce.whole_blocks(units)
+        self._divided = atonce.divided_blocks(self.model, units)
         self._route = Route(self.units)
         trained = [unit for unit in self.units if self.store.layouts[unit].trained]
         self.pending = Pending.of(trained, self.pending.open)
@@ -187,7 +190,7 @@ class Engine:
             self._placement.plan, units, self.device.type, others, fewest=fewest
         )
         activations = usage.activations
-        if self._new_graphs and any(unit.is_block for unit in units):
+        if self._new_graphs and any(map(_may_go_at_once, blocks_of(units).values())):
             activations += usage.of_graphs()
         try:
             return place(activations)
@@ -226,6 +229,8 @@ class Engine:
         parcels = dict.fromkeys(self.store.resting[unit] for unit in self.units if unit in away)
         self._number = {unit: n for n, parcel in enumerate(parcels) for unit in parcel.bounds}
         self._deferral = Deferral(self._placement.write_back_every)
+        self._at_once = atonce.NONE
+        self._chosen: dict[int, AtOnce] = {}  # by the number of copies
 
     def rebudget(self, budget: int) -> None:
         """Change the bytes of device memory that everything may take, and move weights by it.
@@ -316,16 +321,19 @@ class Engine:
         self._usage.limit(self._placement.budget)
 
     def add_hooks(self) -> None:
-        """Make calls of the units' modules pause the passes."""
-        self._handles = [
-            handle
-            for unit in self.units
-            for module in unit.modules
-            for handle in (
-                module.register_forward_pre_hook(self._entering(unit)),
-                module.register_forward_hook(self._leaving(unit)),
-            )
-        ]
+        """Make calls of the units' modules, and of divided blocks, pause the passes."""
+        self._handles = []
+        hooks: list[Callable[..., Any]] = []
+        for unit in self.units:
+            entering, leaving = self._entering(unit), self._leaving(unit)
+            hooks += entering, leaving
+            for module in unit.modules:
+                self._handles.append(module.register_forward_pre_hook(entering))
+                self._handles.append(module.register_forward_hook(leaving))
+        for module in self._divided:
+            hook = module.register_forward_pre_hook(self._entering_at_once(module))
+            self._handles.append(hook)
+        self._idle = frozenset(hooks)  # where units are bound that are gone through at once
 
     def remove_hooks(self) -> None:
         """Leave the modules as they were."""
@@ -381,7 +389,7 @@ class Engine:
         @never_compiled
         def hook(module: nn.Module, args: Any) -> None:
             one = self._lockstep.current if self._lockstep else None
-            if one is None:
+            if one is None or (unit in one.bound and unit in self._at_once.units):
                 return
             if unit not in one.inside:
                 if self._recorder is not None:
@@ -390,6 +398,19 @@ class Engine:
                     self.before_pause()
                     one.pause(unit)
             one.inside.append(unit)
+
+        return hook
+
+    def _entering_at_once(self, module: nn.Module) -> Callable[..., None]:
+        """Of a divided block: passes wait here for what they will enter first."""
+
+        @never_compiled
+        def hook(_: nn.Module, args: Any) -> None:
+            one = self._lockstep.current if self._lockstep else None
+            first = self._at_once.first.get(module)
+            if one is not None and first is not None and first not in one.bound:
+                self.before_pause()
+                one.pause(first)
 
         return hook
 
@@ -554,6 +575,7 @@ class Engine:
             self.rebuild()
             self._record(body)
             return
+        self._chosen.clear()
         if not self._recorded:
             never_run = [unit for unit in self.units if unit not in recorder.order]
             self._route = Route(recorder.order, never_run)
@@ -561,11 +583,14 @@ class Engine:
 
     def _run(self, passes: list[Pass], due: set[Unit], keep: bool = False) -> list[Any]:
         """Sweep: units that are ``due`` store their updates, and passes ``keep`` what they set."""
-        sweep = self._new_sweep([one.perturbation for one in passes], due)
+        perturbations = [one.perturbation for one in passes]
+        self._at_once = self._choose(perturbations)
+        sweep = self._new_sweep(perturbations, due)
         self._lockstep = lockstep = Lockstep(passes, self.model, self._watched, keep)
         replaying: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self._graphs and not keep and self._recorder is None:
-            replaying = self._graphs.standing_in(self._blocks, lockstep)
+            once = {module: self._divided[module] for module in self._at_once.first}
+            replaying = self._graphs.standing_in(self._whole | once, self._idle, lockstep)
         try:
             with replaying:
                 sweep.run(lockstep, self.formation)
@@ -578,8 +603,20 @@ class Engine:
         ahead = AHEAD * len(self._workspace.stream.buffers) if waits else 0
         return Sweep(
             self._route, self._workspace, self._arithmetic, self.pending, perturbations, due, ahead,
-            one_by_one=self._recorder is not None,
+            one_by_one=self._recorder is not None, whole=self._at_once.blocks,
         )  # fmt: skip
+
+    def _choose(self, perturbations: Sequence[Perturbation]) -> AtOnce:
+        """The divided blocks that passes go through at once."""
+        if self._recorder is not None or not all(one.scale for one in perturbations):
+            return atonce.NONE
+        copies = len(set(perturbations))
+        if copies not in self._chosen:
+            self._chosen[copies] = AtOnce.of(
+                self._divided, self._route, self.store.layouts, self._returns_weights, copies,
+                self._workspace.scratch.numel(),
+            )  # fmt: skip
+        return self._chosen[copies]
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -667,8 +704,9 @@ class Engine:
 
     @property
     def has_whole_blocks(self) -> bool:
-        """Whether blocks are units, so that passes through them can be replayed."""
-        return bool(self._blocks)
+        """Whether passes go through any block at once, so that this can be replayed."""
+        small = any(map(is_small, blocks_of(self.units).values()))
+        return bool(self._whole) or (bool(self._divided) and small)
 
     @property
     def is_bounded(self) -> bool:
@@ -696,6 +734,10 @@ class Engine:
     def pop(self) -> None:
         """Drop the last pending update."""
         self.pending.open.pop()
+
+
+def _may_go_at_once(block: Sequence[Unit]) -> bool:
+    return block[0].is_block or is_small(block)
 
 
 def _perturbs(jobs: Sequence[tuple[Perturbation, Body]]) -> bool:

@@ -6,7 +6,7 @@ passes that take different ways (another expert, a skipped block) meet again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -15,7 +15,6 @@ from zo2.engine.abreast import Formation
 from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Unit
 from zo2.engine.pending import Pending
-from zo2.engine.placement import fits_whole
 from zo2.engine.route import Route
 from zo2.engine.weights import Arithmetic
 from zo2.engine.workspace import Workspace, parts
@@ -34,6 +33,7 @@ class Sweep:
         due: units whose updated weights are stored.
         ahead: how many parcels may be updated before passes reach them.
         one_by_one: whether passes stop at every unit, as one that is recorded has to.
+        whole: by their first units, the divided blocks that passes go through at once.
     """
 
     def __init__(
@@ -46,11 +46,13 @@ class Sweep:
         due: set[Unit],
         ahead: int,
         one_by_one: bool,
+        whole: Mapping[Unit, Sequence[Unit]],
     ) -> None:
         self._route, self._workspace, self._arithmetic = route, workspace, arithmetic
         self._store, self._stream = workspace.store, workspace.stream
         self._pending, self._changes = pending, pending.changes(perturbations)
         self._due, self._ahead, self._one_by_one = due, ahead, one_by_one
+        self._whole = whole
         self._held: dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]] = {}
 
     def run(self, lockstep: Lockstep, formation: Formation) -> None:
@@ -150,10 +152,10 @@ class Sweep:
             return found
         count = len(perturbations)
         together = together and all(one.scale for one in perturbations)  # who use copies, then
-        whole = together and self._goes_whole(unit, count)
+        whole = together and unit in self._whole
         for one in self._route.after(unit):
             layout, transfer = self._store.layouts[one], self._workspace.transfer(one)
-            tiny = one in self._route.tiny and not self._goes_whole(one, count)
+            tiny = one in self._route.tiny and one not in self._whole
             inside = together and one.block == unit.block
             along = tiny or (inside and (whole or self._has_arrived(one)))
             if not along or count * layout.nbytes > room.numel():
@@ -173,15 +175,6 @@ class Sweep:
         """Whether a unit that is streamed is there to be copied."""
         frozen = self._store.layouts[unit].has_frozen
         return unit in self._workspace.streamed and not frozen and self._stream.has_arrived(unit)
-
-    def _goes_whole(self, unit: Unit, count: int) -> bool:
-        """Whether ``unit`` begins a small block that there is room for so many copies of."""
-        block = self._route.divided.get(unit, ())
-        return (
-            bool(block)
-            and fits_whole(block, count, self._workspace.scratch.numel())
-            and not any(self._store.layouts[one].has_frozen for one in block)
-        )
 
     def _resume(self, one: Pass) -> None:
         for unit, tensors in self._held.get(one.perturbation, ()):

@@ -363,7 +363,7 @@ def predict(
 def _plan(step: Work, placement: Placement, context: int, fewest: int) -> Plan:
     """Where weights rest, by where passes wait."""
     plan = placement.plan(step.units, "cuda", context, step.activations, fewest)
-    if _waits_within(step, plan.need.perturbed):
+    if _waits_within(step, plan.room):
         return placement.plan(step.units, "cuda", context, step.within, fewest)
     return plan
 
@@ -428,7 +428,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
 
 def _visits(plan: Plan, step: Work, machine: Machine) -> float:
     """Seconds of host time for all units but tiny ones."""
-    tiny, within = tiny_ones(step.units), _waits_within(step, plan.need.perturbed)
+    tiny, within = tiny_ones(step.units), _waits_within(step, plan.room)
     whole = [block for number, block in blocks_of(step.units).items() if number not in within]
     along = sum(len(set(block) - tiny) - 1 for block in whole)
     stops = len(step.units) - len(tiny) - along

@@ -34,6 +34,7 @@ IN_FLIGHT = 800_000_000
 IN_FLIGHT_WITHIN_BUDGET = 450_000_000
 FEWEST, MOST = 3, 8  # buffers
 TINY = 1 / 128  # of the largest unit of the blocks
+MOST_SMALL = 1 << 24  # bytes of tiny units that are perturbed together
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,18 @@ class Plan:
         parcels: all units, as they are moved.
         slots: number of device buffers that streamed parcels share; 0 if they are used in place.
         need: device memory.
+        small: units that are perturbed together.
     """
 
     parcels: tuple[Parcel, ...]
     slots: int
     need: Need
+    small: tuple[Unit, ...] = ()
+
+    @property
+    def room(self) -> int:
+        """Bytes for perturbed copies of all other units."""
+        return self.need.perturbed - 2 * sum(unit.stored for unit in self.small)
 
     @property
     def streamed(self) -> set[Unit]:
@@ -170,7 +178,8 @@ class Placement:
             ConfigError: a block is named that does not exist.
             DeviceMemoryError: the budget is too small for this model.
         """
-        parcels = _bundle(units, self._movable(units, self.outside))
+        small = together(units) if device == "cuda" else ()
+        parcels = _bundle(units, self._movable(units, self.outside), small)
         slots = self._depth(parcels) if device == "cuda" or self.copies else 0
         rooms = perturbed_sizes(units, device)
 
@@ -180,7 +189,7 @@ class Placement:
             resident = sum(one.nbytes for one in parcels if not one.streamed)
             slack = min(max(activations // 4, SLACK), MOST_SLACK) if device == "cuda" else 0
             need = Need(context, activations, room, slots * largest, resident, slack)
-            return Plan(tuple(parcels), slots, need)
+            return Plan(tuple(parcels), slots, need, small)
 
         if self.budget is None:
             return plan(parcels, slots, rooms[0])
@@ -190,7 +199,7 @@ class Placement:
             return everything
         choices = [parcels]
         if self.blocks is None and not self.outside:
-            choices.append(_bundle(units, self._movable(units, outside=True)))
+            choices.append(_bundle(units, self._movable(units, outside=True), small))
         few = min(slots, FEWEST)
         depths = [*range(slots, few, -1), few]
         sizes = [(depth, room) for room in rooms for depth in depths]
@@ -258,6 +267,14 @@ def tiny_ones(units: Sequence[Unit]) -> set[Unit]:
     return {unit for unit in units if not unit.held and unit.stored < limit}
 
 
+def together(units: Sequence[Unit]) -> tuple[Unit, ...]:
+    """Tiny units that a GPU perturbs by one kernel, since each takes Python time."""
+    tiny = tiny_ones(units)
+    trained = [u for u in units if u in tiny and all(one.trainable for one in u.weights)]
+    fits = sum(unit.stored for unit in trained) <= MOST_SMALL
+    return tuple(trained) if fits else ()
+
+
 def _largest(units: Iterable[Unit]) -> int:
     """Bytes of the largest unit of the blocks."""
     return max((unit.stored for unit in units if unit.block is not None), default=0)
@@ -287,7 +304,7 @@ def perturbed_sizes(units: Sequence[Unit], device: str) -> list[int]:
 
     It holds the largest unit. On a GPU it should also hold two copies of any small block, whatever
     units that has, or else of any unit of the blocks, with a tiny one beside it: then one
-    generation of z serves the passes on both sides.
+    generation of z serves the passes on both sides. Two copies of small ones come on top.
     """
     one = max((unit.stored for unit in units if not unit.held), default=0)
     tiny = max((unit.stored for unit in tiny_ones(units)), default=0)
@@ -298,7 +315,8 @@ def perturbed_sizes(units: Sequence[Unit], device: str) -> list[int]:
     blocks = blocks_of(units).values()
     small = (sum(unit.stored for unit in block) for block in blocks if is_small(block))
     whole = max(double, 2 * (max(small, default=0) + tiny))
-    return sorted({whole, double, single}, reverse=True)
+    copies = 2 * sum(unit.stored for unit in together(units))
+    return sorted({size + copies for size in (whole, double, single)}, reverse=True)
 
 
 def _keep(parcels: Sequence[Parcel], room: int) -> list[Parcel]:
@@ -332,16 +350,19 @@ def spread(sizes: Sequence[int], budget: int) -> set[int]:
     return set()
 
 
-def _bundle(units: Sequence[Unit], movable: set[Unit]) -> list[Parcel]:
+def _bundle(units: Sequence[Unit], movable: set[Unit], small: Sequence[Unit]) -> list[Parcel]:
     """Neighbours of one block in one parcel, as long as it is hardly larger than a block's largest
-    unit.
+    unit; and all small ones in one.
 
     Small copies lose time to the gap before each; a parcel costs hardly more device memory than
     the largest unit does anyway.
     """
     limit = 1.05 * _largest(movable)
-    bundles: list[list[Unit]] = []
+    bundles: list[list[Unit]] = [list(small)] if small else []
+    apart = set(small)
     for unit in units:
+        if unit in apart:
+            continue
         last = bundles[-1] if bundles else []
         together = (
             last

@@ -17,7 +17,7 @@ from zo2.engine.partition import Unit
 from zo2.engine.pending import Pending
 from zo2.engine.route import Route
 from zo2.engine.weights import Arithmetic
-from zo2.engine.workspace import Workspace, parts
+from zo2.engine.workspace import Small, Workspace, parts
 from zo2.methods import Perturbation
 
 
@@ -53,6 +53,7 @@ class Sweep:
         self._pending, self._changes = pending, pending.changes(perturbations)
         self._due, self._ahead, self._one_by_one = due, ahead, one_by_one
         self._whole = whole
+        self._made: dict[Perturbation, torch.Tensor] | None = None  # copies of small units
         self._held: dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]] = {}
 
     def run(self, lockstep: Lockstep, formation: Formation) -> None:
@@ -214,6 +215,9 @@ class Sweep:
 
         Where the unit is due, ``base`` is updated first and brought home.
         """
+        small = self._workspace.small
+        if perturbations and small and unit in small.bounds and (made := self._perturb(small)):
+            return [made[one][small.bounds[unit]] for one in perturbations]
         layout, pending = self._store.layouts[unit], self._pending
         write = self._stores(unit)
         lacks = bool(pending.open) or (pending.lacks(unit) > 0 and not write)
@@ -230,6 +234,25 @@ class Sweep:
             self._workspace.transfer(unit).written(unit)
             pending.wrote(unit)
         return flats
+
+    def _perturb(self, small: Small) -> dict[Perturbation, torch.Tensor]:
+        """The copies of small units, made when the first of them is asked for; none if there is no
+        room for as many as passes need, or units differ in what they lack.
+        """
+        if self._made is not None:
+            return self._made
+        pending, perturbations, self._made = self._pending, self._changes.perturbations, {}
+        states = {(pending.held(unit), self._stores(unit)) for unit in small.bounds}
+        fit = len(perturbations) <= len(small.copies) and all(one.scale for one in perturbations)
+        if fit and len(states) == 1:
+            ((held, write),) = states
+            self._made.update(zip(perturbations, small.copies, strict=False))
+            targets = list(enumerate(self._made.values()))
+            base, changes = small.base, self._changes
+            self._arithmetic.transform(small.layout, base, changes, held, write, targets)
+            for unit in small.bounds if write else ():
+                pending.wrote(unit)
+        return self._made
 
     def _is_copied(self, unit: Unit, base: torch.Tensor, flats: Sequence[torch.Tensor]) -> bool:
         """Whether passes through ``unit`` with its weights in ``flats`` use nothing of ``base``."""

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from zo2.engine.partition import Unit
 from zo2.engine.placement import Plan
-from zo2.engine.store import Store
+from zo2.engine.store import Layout, Store
 from zo2.engine.transfer import InPlace, Transfer
+
+
+@dataclass(frozen=True, eq=False)
+class Small:
+    """Units that rest side by side on the device and are perturbed together.
+
+    Attributes:
+        bounds: which bytes each has.
+        layout: of all their weights.
+        base: these weights, 1-D uint8.
+        copies: two, for perturbed ones.
+    """
+
+    bounds: dict[Unit, slice]
+    layout: Layout
+    base: torch.Tensor
+    copies: Sequence[torch.Tensor]
 
 
 class Workspace:
@@ -25,12 +43,20 @@ class Workspace:
         streamed: the units that rest elsewhere than on the device.
         stream: what brings these.
         scratch: for perturbed copies: 1-D uint8.
+        small: units that have copies of their own, if any do.
     """
 
     def __init__(self, store: Store, plan: Plan, device: torch.device) -> None:
         self.store = store
         self.streamed = plan.streamed
-        self.scratch = torch.empty(plan.need.perturbed, dtype=torch.uint8, device=device)
+        copies = torch.empty(plan.need.perturbed, dtype=torch.uint8, device=device)
+        self.scratch, rest = copies[: plan.room], copies[plan.room :]
+        self.small: Small | None = None
+        if plan.small:
+            resting = store.resting[plan.small[0]]
+            layout = Layout([weight for unit in plan.small for weight in unit.weights])
+            two = parts(rest, 2, resting.nbytes)
+            self.small = Small(resting.bounds, layout, resting.flat, two)
         self.stream = plan.transfer(store, device)
         self._in_place = InPlace(store)
         self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}

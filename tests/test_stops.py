@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from tests.virtual import VirtualPlacement
 from zo2.engine.partition import partition
 from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
+from zo2.engine.weights import TorchArithmetic
 
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.1}
 WIDTH = 8
@@ -234,6 +237,74 @@ def test_frozen_weights_which_have_no_copies_are_waited_for(stops):
         layer.fc1.weight.requires_grad_(False)
     names = of_a_step(model, stops, placement=STREAMED)
     assert len([name for name in names if ".layers.1." in name]) > 1
+
+
+@pytest.fixture
+def transformed(monkeypatch):
+    """Names of the weights that were updated or perturbed at once."""
+    found, transform = [], TorchArithmetic.transform
+
+    def noting(self, layout, *more):
+        found.append([weight.name for weight in layout.weights])
+        transform(self, layout, *more)
+
+    monkeypatch.setattr(TorchArithmetic, "transform", noting)
+    return found
+
+
+def norms_of(transformed):
+    return [names for names in transformed if all("norm" in name for name in names)]
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_all_norms_are_perturbed_at_once(slots, stops, transformed):
+    model = opt()
+    of_a_step(model, stops, placement=VirtualPlacement(slots=slots, copies=True))
+    transformed.clear()
+    model.zo_step([batch(model)])
+    (norms,) = norms_of(transformed)
+    assert len(norms) == 2 * (2 * 3 + 1)
+    assert len(transformed) == 1 + 2 + 3 * 3 + 1  # embeddings, three layers of each block, the head
+
+
+def test_norms_are_perturbed_one_by_one_where_passes_need_more_copies(transformed):
+    model = opt()
+    config = zo2.ZOConfig("fzoo", **CPU, unit="leaf", directions=3)
+    zo2.prepare(model, config, placement=STREAMED)
+    model.zo_step([batch(model)])
+    transformed.clear()
+    model.zo_step([batch(model)])
+    assert len(norms_of(transformed)) == 7
+
+
+def test_norms_of_a_sweep_that_failed_are_updated_once():
+    model = opt()
+    inputs = [batch(model, seed=seed) for seed in range(8)]
+
+    def steps(placement=None, **more):
+        other = copy.deepcopy(model)
+        calls = iter(range(10**6))
+
+        def fail(module, args):
+            if next(calls) == 13:
+                raise RuntimeError("once")
+
+        config = zo2.ZOConfig(**CPU, lr=1e-2, **more)
+        zo2.prepare(other, config, placement=placement)
+        other.model.decoder.layers[1].fc2.register_forward_pre_hook(fail)
+        losses = []
+        for one in inputs:
+            try:
+                losses.append(other.zo_step([one]).item())
+            except RuntimeError:
+                losses.append(None)
+        return losses, dict(other.state_dict())
+
+    losses, weights = steps(zo2=False)
+    found, others = steps(STREAMED, unit="leaf")
+    assert found == losses
+    assert found.count(None) == 1
+    assert_same(weights, others)
 
 
 def by_value(block, x):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from zo2.engine.partition import Unit
-from zo2.engine.placement import blocks_of, fits_whole
+from zo2.engine.placement import blocks_of, fits_whole, is_small
 from zo2.engine.route import Route
 from zo2.engine.store import Layout
 
@@ -40,19 +40,24 @@ def divided_blocks(model: nn.Module, units: Sequence[Unit]) -> Calls:
     }
 
 
+def any_at_once(model: nn.Module, units: Sequence[Unit]) -> bool:
+    """Whether passes may go through any block at once, so that this can be replayed."""
+    return bool(whole_blocks(units)) or any(map(is_small, divided_blocks(model, units).values()))
+
+
 @dataclass(frozen=True)
 class AtOnce:
     """The divided blocks that passes of a sweep go through at once.
 
     Attributes:
         first: by the module that is called, the unit that passes enter first.
-        blocks: by the first unit, all of a block's units, in the order in which passes enter them.
-        units: of all these blocks.
+        units: of the blocks that are called.
+        starts: first units, also of blocks that passes enter otherwise than by a call.
     """
 
     first: Mapping[nn.Module, Unit]
-    blocks: Mapping[Unit, tuple[Unit, ...]]
     units: frozenset[Unit]
+    starts: frozenset[Unit]
 
     @classmethod
     def of(
@@ -74,17 +79,16 @@ class AtOnce:
             copies: for each of the passes' perturbations one.
             room: bytes for copies.
         """
-        blocks = {
-            first: block
-            for first, block in route.divided.items()
+        found = {
+            frozenset(block): start
+            for start, block in route.divided.items()
             if fits_whole(block, copies, room)
             and not any(layouts[unit].has_frozen for unit in block)  # which have no copies
             and apart.isdisjoint(block)
         }
-        calls = {frozenset(block): first for first, block in blocks.items()}
-        first = {module: calls[units] for module, units in divided.items() if units in calls}
-        within = frozenset(unit for one in first.values() for unit in blocks[one])
-        return cls(first, blocks, within)
+        called = {module: units for module, units in divided.items() if units in found}
+        first = {module: found[units] for module, units in called.items()}
+        return cls(first, frozenset().union(*called.values()), frozenset(found.values()))
 
 
-NONE = AtOnce({}, {}, frozenset())
+NONE = AtOnce({}, frozenset(), frozenset())

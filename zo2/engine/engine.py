@@ -30,7 +30,7 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedModules
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
-from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan, blocks_of, is_small
+from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan
 from zo2.engine.record import Recorder, tells_form, tells_place
 from zo2.engine.route import Route
 from zo2.engine.store import Store
@@ -190,7 +190,7 @@ class Engine:
             self._placement.plan, units, self.device.type, others, fewest=fewest
         )
         activations = usage.activations
-        if self._new_graphs and any(map(_may_go_at_once, blocks_of(units).values())):
+        if self._new_graphs and atonce.any_at_once(self.model, units):
             activations += usage.of_graphs()
         try:
             return place(activations)
@@ -603,7 +603,7 @@ class Engine:
         ahead = AHEAD * len(self._workspace.stream.buffers) if waits else 0
         return Sweep(
             self._route, self._workspace, self._arithmetic, self.pending, perturbations, due, ahead,
-            one_by_one=self._recorder is not None, whole=self._at_once.blocks,
+            one_by_one=self._recorder is not None, whole=self._at_once.starts,
         )  # fmt: skip
 
     def _choose(self, perturbations: Sequence[Perturbation]) -> AtOnce:
@@ -705,8 +705,7 @@ class Engine:
     @property
     def has_whole_blocks(self) -> bool:
         """Whether passes go through any block at once, so that this can be replayed."""
-        small = any(map(is_small, blocks_of(self.units).values()))
-        return bool(self._whole) or (bool(self._divided) and small)
+        return atonce.any_at_once(self.model, self.units)
 
     @property
     def is_bounded(self) -> bool:
@@ -734,10 +733,6 @@ class Engine:
     def pop(self) -> None:
         """Drop the last pending update."""
         self.pending.open.pop()
-
-
-def _may_go_at_once(block: Sequence[Unit]) -> bool:
-    return block[0].is_block or is_small(block)
 
 
 def _perturbs(jobs: Sequence[tuple[Perturbation, Body]]) -> bool:

@@ -103,7 +103,7 @@ class Plan:
     @property
     def room(self) -> int:
         """Bytes for perturbed copies of all other units."""
-        return self.need.perturbed - 2 * sum(unit.stored for unit in self.small)
+        return self.need.perturbed - copies_of(self.small)
 
     @property
     def streamed(self) -> set[Unit]:
@@ -178,7 +178,7 @@ class Placement:
             ConfigError: a block is named that does not exist.
             DeviceMemoryError: the budget is too small for this model.
         """
-        small = together(units) if device == "cuda" else ()
+        small = small_ones(units) if device == "cuda" else ()
         parcels = _bundle(units, self._movable(units, self.outside), small)
         slots = self._depth(parcels) if device == "cuda" or self.copies else 0
         rooms = perturbed_sizes(units, device)
@@ -267,12 +267,17 @@ def tiny_ones(units: Sequence[Unit]) -> set[Unit]:
     return {unit for unit in units if not unit.held and unit.stored < limit}
 
 
-def together(units: Sequence[Unit]) -> tuple[Unit, ...]:
-    """Tiny units that a GPU perturbs by one kernel, since each takes Python time."""
+def small_ones(units: Sequence[Unit]) -> tuple[Unit, ...]:
+    """Tiny units that a GPU perturbs together, by one kernel, since each takes Python time."""
     tiny = tiny_ones(units)
     trained = [u for u in units if u in tiny and all(one.trainable for one in u.weights)]
     fits = sum(unit.stored for unit in trained) <= MOST_SMALL
     return tuple(trained) if fits else ()
+
+
+def copies_of(small: Iterable[Unit]) -> int:
+    """Bytes of small units' perturbed copies, two of each."""
+    return 2 * sum(unit.stored for unit in small)
 
 
 def _largest(units: Iterable[Unit]) -> int:
@@ -289,7 +294,7 @@ def blocks_of(units: Iterable[Unit]) -> dict[int, list[Unit]]:
     return blocks
 
 
-def is_small(block: Sequence[Unit]) -> bool:
+def is_small(block: Iterable[Unit]) -> bool:
     """Whether the units of one block are worth no stops of their own, if there is another way."""
     return sum(unit.stored for unit in block) <= SMALL_BLOCK
 
@@ -315,7 +320,7 @@ def perturbed_sizes(units: Sequence[Unit], device: str) -> list[int]:
     blocks = blocks_of(units).values()
     small = (sum(unit.stored for unit in block) for block in blocks if is_small(block))
     whole = max(double, 2 * (max(small, default=0) + tiny))
-    copies = 2 * sum(unit.stored for unit in together(units))
+    copies = copies_of(small_ones(units))
     return sorted({size + copies for size in (whole, double, single)}, reverse=True)
 
 

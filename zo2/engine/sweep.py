@@ -6,7 +6,8 @@ passes that take different ways (another expert, a skipped block) meet again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import groupby
 
 import torch
@@ -33,7 +34,7 @@ class Sweep:
         due: units whose updated weights are stored.
         ahead: how many parcels may be updated before passes reach them.
         one_by_one: whether passes stop at every unit, as one that is recorded has to.
-        whole: by their first units, the divided blocks that passes go through at once.
+        whole: the first units of divided blocks that passes go through at once.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Sweep:
         due: set[Unit],
         ahead: int,
         one_by_one: bool,
-        whole: Mapping[Unit, Sequence[Unit]],
+        whole: AbstractSet[Unit],
     ) -> None:
         self._route, self._workspace, self._arithmetic = route, workspace, arithmetic
         self._store, self._stream = workspace.store, workspace.stream

@@ -220,7 +220,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _begin_anew(state: Any) -> None:
     """Whether passes shall be replayed as graphs is found out as by a training that begins now."""
     if state.config.cuda_graphs is None:
-        state.engine.replay_blocks(None)
+        state.engine.replay_nothing()
     state._host = host_bound(state.config, state.engine, state.engine._arithmetic)
 
 

@@ -20,6 +20,7 @@ from envs.errors import EnvsError
 
 _CHUNK = 2**20
 _SMALL = 2**24  # what is no layer is JSON, and short
+_LINE = 128  # bytes of a line by which it is told whether key or certificate begins there
 _PEM = re.compile(rb"^-----BEGIN [A-Z ]*(CERTIFICATE|PRIVATE KEY)-----$", re.MULTILINE)
 _REMOVED = ".wh."  # how a layer says that a file of an earlier one is gone
 _EMPTIED = ".wh..wh..opq"
@@ -152,10 +153,12 @@ def _file(member: tarfile.TarInfo, content: IO[bytes] | None) -> File:
     path = member.name.removeprefix("./").rstrip("/")
     owner = f"{member.uid}:{member.gid}"
     if content is not None:
-        digest, pem = hashlib.sha256(), False
+        digest, pem, line = hashlib.sha256(), False, b""
         while chunk := content.read(_CHUNK):
             digest.update(chunk)
-            pem = pem or bool(_PEM.search(chunk))
+            text = line + chunk
+            pem = pem or bool(_PEM.search(text))
+            line = text[text.rfind(b"\n") + 1 :][:_LINE]  # which the next chunk may go on with
         return File(path, "file", member.mode, owner, member.size, digest.hexdigest(), pem)
     if member.issym():
         return File(path, "link", member.mode, owner, content=member.linkname)

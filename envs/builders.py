@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,18 +113,22 @@ def load(builder: Builder, row: Row) -> Image:
         EnvsError: there is none, or it cannot be read.
     """
     command = builder.save_command(row)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as saving:
+    with (
+        tempfile.TemporaryFile() as errors,  # a pipe that nobody empties would hold the builder up
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as saving,
+    ):
         assert saving.stdout is not None
-        assert saving.stderr is not None
         try:
-            image = archive.read(saving.stdout)
+            return archive.read(saving.stdout)
         except EnvsError as error:
-            said = saving.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
-            why = "".join(said) or str(error)
+            saving.stdout.close()  # what is left of the archive is not waited for
+            saving.wait()
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines()[-1:]
             raise EnvsError(
-                f"row {row.name}: {builder.name} cannot save {docker.tag(row)}: {why}"
+                f"row {row.name}: {builder.name} cannot save {docker.tag(row)}: "
+                f"{''.join(said) or error}"
             ) from None
-    return image
 
 
 def revision() -> str:

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 from envs import environment, lockfile, matrix
 from envs.environment import Environment
+from envs.errors import EnvsError
 from envs.results import Difference, Outcome, RowResult
 from verify.rows import Row
 
@@ -32,7 +33,7 @@ def run_row(row: Row, before: Sequence[str], say: Callable[[str], object]) -> Ro
         say: takes one line of progress.
 
     Raises:
-        EnvsError: the environment cannot be built.
+        EnvsError: the environment cannot be built, or its training breaks.
     """
     started = time.perf_counter()
     built = environment.build(row, say=say)
@@ -104,14 +105,17 @@ def _timed(built: Environment, command: str, *arguments: str) -> tuple[int, floa
 
 
 def _output(built: Environment, *arguments: str) -> str:
-    return subprocess.run(
+    done = subprocess.run(
         [built.script("python"), *arguments],
         cwd=matrix.ROOT,
         env=_variables(built),
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
-    ).stdout
+        check=False,
+    )
+    if done.returncode:
+        raise EnvsError(f"`python {' '.join(arguments[:3])} ...` ended with code {done.returncode}")
+    return done.stdout
 
 
 def _gpu(built: Environment) -> str:

@@ -319,7 +319,7 @@ def test_within_a_budget_graphs_take_the_place_of_weights_until_they_go():
             engine.replay_blocks(lambda: BlockGraphs(engine.device, capture))
         if step == 10:
             captured = len(tapes)
-            engine.replay_blocks(None)
+            engine.replay_nothing()
         found.append(model(**one).item())
         streamed.append(len(engine._workspace.streamed))
     assert found == losses
@@ -374,7 +374,7 @@ def test_graphs_that_are_dropped_go_at_once(tapes):
     graphs = weakref.ref(engine._graphs)
     gc.disable()
     try:
-        engine.replay_blocks(None)
+        engine.replay_nothing()
         assert graphs() is None
     finally:
         gc.enable()

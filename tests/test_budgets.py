@@ -107,7 +107,10 @@ def test_a_bounded_model_takes_the_same_steps(
             with contextlib.suppress(zo2.DeviceMemoryError):
                 engine.rebudget(fewest[value[0]] + value[1])
         elif what == "graphs":
-            engine.replay_blocks((lambda: BlockGraphs(engine.device, capture)) if value else None)
+            if value:
+                engine.replay_blocks(lambda: BlockGraphs(engine.device, capture))
+            else:
+                engine.replay_nothing()
         elif what == "read":
             assert_same(dict(reference.state_dict()), dict(model.state_dict()))
         else:

@@ -154,7 +154,7 @@ PLENTY, LITTLE = (50, 100), (5, 100)
 class StandIn(SimpleNamespace):
     """What is asked of an engine."""
 
-    device, streams, has_whole_blocks, is_bounded, graph_count = GPU, True, True, False, 0
+    device, streams, has_replayable_blocks, is_bounded, graph_count = GPU, True, True, False, 0
     error, room, room_for_graphs = None, True, True
 
     def make_room(self, more):
@@ -162,10 +162,13 @@ class StandIn(SimpleNamespace):
         return self.room
 
     def replay_blocks(self, graphs):
-        self.asked = [*getattr(self, "asked", []), graphs is not None]
-        if self.error and graphs:
+        self.asked = [*getattr(self, "asked", []), True]
+        if self.error:
             raise self.error
         return self.room_for_graphs
+
+    def replay_nothing(self):
+        self.asked = [*getattr(self, "asked", []), False]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +183,7 @@ class StandIn(SimpleNamespace):
         ({}, {"error": torch.cuda.OutOfMemoryError("no room")}, PLENTY, "tries in vain"),
         ({"cuda_graphs": False}, {}, PLENTY, "nothing"),
         ({"cuda_graphs": True}, {}, PLENTY, "nothing"),
-        ({}, {"has_whole_blocks": False}, PLENTY, "nothing"),
+        ({}, {"has_replayable_blocks": False}, PLENTY, "nothing"),
         ({}, {"device": torch.device("cpu")}, PLENTY, "nothing"),
         ({}, {"streams": False}, PLENTY, "says"),
         ({"triton": False}, {"streams": False}, PLENTY, "nothing"),

@@ -255,9 +255,7 @@ def _explain(given: Sequence[str]) -> int:
     try:
         from verify.explain.cli import main as explain
     except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("verify.explain"):
-            raise MisuseError(f"explain needs {error.name}: pip install {error.name}.") from error
-        raise MisuseError("this verify comes without explain; a clone of zo2 has it.") from error
+        raise MisuseError(f"explain needs {error.name}: pip install {error.name}.") from error
     return explain(list(given))
 
 

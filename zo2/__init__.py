@@ -13,11 +13,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zo2.attach import prepare, release, zo_hf_init
     from zo2.config import FZOOConfig, MeZOSGDConfig, ZOConfig
-    from zo2.errors import ConfigError, DataError, ModelError, NonFiniteLossError, ZO2Error
+    from zo2.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DeviceMemoryError,
+        HostMemoryError,
+        ModelError,
+        NonFiniteLossError,
+        ZO2Error,
+    )
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CheckpointError": "zo2.errors",
     "ConfigError": "zo2.errors",
     "DataError": "zo2.errors",
     "DeviceMemoryError": "zo2.errors",
@@ -34,6 +44,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "DeviceMemoryError",

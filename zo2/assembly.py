@@ -201,7 +201,7 @@ def host_bound(config: ZOSettings, engine: Engine, arithmetic: Arithmetic) -> Ho
         return None
     if engine.streams:
         advice = RAISE_BUDGET if engine.is_bounded else USE_GRAPHS
-        return HostBound(ReplayedBlocks(engine), advice) if engine.has_whole_blocks else None
+        return HostBound(ReplayedBlocks(engine), advice) if engine.has_replayable_blocks else None
     return None if isinstance(arithmetic, TorchArithmetic) else HostBound(None)
 
 
@@ -218,7 +218,7 @@ class ReplayedBlocks:
     def begin(self) -> bool:
         """Replay from now on, if there is memory to spare, or a budget has room."""
         engine, device = self._engine, self._engine.device
-        if not engine.has_whole_blocks:
+        if not engine.has_replayable_blocks:
             return False
         try:
             return self._has_room() and engine.replay_blocks(_graphs(device, PATIENCE))
@@ -229,13 +229,14 @@ class ReplayedBlocks:
     def _has_room(self) -> bool:
         engine, device = self._engine, self._engine.device
         if engine.is_bounded:
-            return engine.make_room(to_take(device))
+            more = to_take(device)
+            return not more or engine.make_room(more)
         free, total = torch.cuda.mem_get_info(device)
         return free >= SPARE * total
 
     def end(self) -> None:
         """Let passes run as they are."""
-        self._engine.replay_blocks(None)
+        self._engine.replay_nothing()
 
     @property
     def applied(self) -> int:

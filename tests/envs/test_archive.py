@@ -87,6 +87,17 @@ def test_keys_and_certificates_are_seen(kind):
     assert [f.pem for f in archive.read(saved(layer)).layers[0].files] == [True, False]
 
 
+@pytest.mark.parametrize("at", [0, 1, 2**20 - 20, 2**20 - 1, 2**20, 2**21 - 5, 2**21 + 1])
+@pytest.mark.parametrize("filler", [b"\n", b"0123456789abcde\n"])
+def test_keys_are_seen_wherever_they_begin(at, filler):
+    before = (filler * (at // len(filler) + 1))[: max(at - 1, 0)]
+    text = before + b"\n" * (at > 0) + PEM + b"more\n"
+    assert text.find(b"-----BEGIN") == at + PEM.find(b"-----BEGIN")
+    inline = text.replace(b"-----BEGIN", b"see -----BEGIN")
+    layer = packed({"a": text, "b": inline})
+    assert [f.pem for f in archive.read(saved(layer)).layers[0].files] == [True, False]
+
+
 def test_compressed_layers_are_the_same():
     layer = packed({"a": b"1", "b": b"2"})
     plain, small = (archive.read(saved(x)) for x in (layer, gzip.compress(layer)))

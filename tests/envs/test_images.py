@@ -104,6 +104,19 @@ def test_an_image_comes_through_the_pipe(path, tmp_path):
     assert [*builders.load(Builder("podman"), ROW).files()] == ["a"]
 
 
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_builder_that_says_and_writes_much_holds_nothing_up(path, tmp_path, sound):
+    (tmp_path / "image.tar").write_bytes(saved(packed({"a": b"1"})).getvalue())
+    much = "head -c 300000 /dev/zero"
+    archive = f"cat {tmp_path}/image.tar" if sound else f"echo no archive; {much}"
+    fake(path, "podman", f"{much} | tr '\\0' '\\n' >&2; echo why >&2; {archive}; {much}")
+    if sound:
+        assert [*builders.load(Builder("podman"), ROW).files()] == ["a"]
+    else:
+        with pytest.raises(EnvsError, match=r"podman cannot save zo2:tf451: why"):
+            builders.load(Builder("podman"), ROW)
+
+
 # ---- what an image holds
 
 

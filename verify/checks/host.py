@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from verify.process import Facts
 from verify.result import (
     Check,
@@ -22,7 +24,10 @@ DISK = 1 * GIB
 FILES = 1024
 _BYTES = 2  # of a weight in half precision
 _SLOTS = 4  # device buffers: three that are streamed through, one for perturbed weights
-_CONTEXT = 1.5e9  # what CUDA and its libraries take on the device
+_CONTEXT = 1.5e9  # what CUDA, its libraries and activations take on the device, at ease
+_LEAST_CONTEXT = 0.65e9  # and under a budget, activations apart
+_PAGE, _ENTRY = 4096, 8  # bytes of a page that is page-locked, and of what the GPU notes of it
+_TOKENS, _PER_TOKEN = 2048, 40  # bytes of activations for each token and unit of width
 _VOCABULARY = 50_000
 
 
@@ -47,7 +52,8 @@ def _memory(facts: Facts, context: Context) -> Verdict:
             f"how large {facts['model']} is cannot be told: it is neither on this disk nor has its "
             "name a size; give --for-model a number of billions of parameters"
         )
-    host, device = needs_of(facts["parameters"])
+    needs = needs_of(facts["parameters"])
+    host = needs.host
     name = facts["model"]
     billions = f"{facts['parameters'] / 1e9:.3g} billion parameters"
     need = f"{name} ({billions}): {host / 1e9:.1f} GB in half precision, {2 * host / 1e9:.1f} GB "
@@ -58,31 +64,66 @@ def _memory(facts: Facts, context: Context) -> Verdict:
     if host > facts["available"]:
         return warned("host.memory", f"{have}: other programs use the rest", need, **values)
     for gpu in context.machine.gpus:
-        if device > gpu.memory:
-            return failed(
+        if needs.streamed > gpu.memory:
+            decide = failed if needs.least > gpu.memory else warned
+            return decide(
                 "host.device-memory", f"{gpu.name} with {gpu.memory / 1e9:.1f} GB",
-                f"{name}: about {device / 1e9:.1f} GB when streamed",
+                f"{name}: about {needs.least / 1e9:.1f} GB at least, {needs.streamed / 1e9:.1f} GB "
+                "without a budget", model="MODEL" if _is_number(name) else name,
+                budget=f"{0.95 * gpu.memory / 1e9:.1f}",
             )  # fmt: skip
     if context.machine.gpus:
         smallest = min(gpu.memory for gpu in context.machine.gpus)
         resident = facts["parameters"] * _BYTES + _CONTEXT < 0.9 * smallest
-        have += f"; about {device / 1e9:.1f} GB on the GPU when streamed" + (
+        have += f"; about {needs.streamed / 1e9:.1f} GB on the GPU when streamed" + (
             ", and all of it would fit there (zo2=False)" if resident else ""
         )
     precision = "in float32 too" if 2 * host <= facts["available"] else "in half precision only"
     return passed(f"{have}; {need}. It fits, {precision}", need)
 
 
-def needs_of(parameters: float) -> tuple[float, float]:
-    """Bytes of host and of device memory that streaming a model in half precision takes, about.
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that streaming a model in half precision takes, about.
+
+    Attributes:
+        host: of host memory.
+        streamed: of the device's, block by block and without a budget.
+        least: of the device's, under the smallest budget that works.
+    """
+
+    host: float
+    streamed: float
+    least: float
+
+
+def needs_of(parameters: float) -> Needs:
+    """What a model of so many parameters needs.
 
     Shapes are taken to be like OPT's and GPT-3's: width 128 times depth, 12 width^2 weights in a
-    block.
+    block, a third of them in its largest layer; steps to be of 1 x 2048 tokens.
     """
     depth = (parameters / (12 * 128**2)) ** (1 / 3)
     width = 128 * depth
     block, embedding = 12 * width**2 * _BYTES, _VOCABULARY * width * _BYTES
-    return 1.1 * parameters * _BYTES, _SLOTS * block + 2 * embedding + _CONTEXT
+    layer = block / 3
+    largest = max(layer, embedding)
+    # two buffers for layers, and the embedding beside them or streamed as well; a perturbed copy
+    moved = min(2 * layer + embedding, 2 * largest) + largest
+    pages = parameters * _BYTES / _PAGE * _ENTRY
+    return Needs(
+        host=1.1 * parameters * _BYTES,
+        streamed=_SLOTS * block + 2 * embedding + _CONTEXT,
+        least=moved + pages + _TOKENS * width * _PER_TOKEN + _LEAST_CONTEXT,
+    )
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _disk(facts: Facts, context: Context) -> Verdict:
@@ -187,8 +228,9 @@ GROUP = Group(
         Problem(
             "host.device-memory",
             ("CUDA out of memory",),
-            "The GPU has less memory than streaming the model takes.",
-            "ZOConfig(unit='leaf', slots=2) takes least; or a smaller model",
+            "The GPU has less memory than streaming the model takes without a budget, or with any.",
+            "Ask zo2 plan --model {model} --budget {budget}GB whether it fits, and set "
+            "device_memory_budget; or take a smaller model",
         ),
         Problem(
             "host.disk",
@@ -200,7 +242,7 @@ GROUP = Group(
             "host.limits",
             ("Too many open files",),
             "A limit of this shell or container is too low.",
-            "ulimit {limit} (docker run --ulimit nofile=65536 --ulimit memlock=-1)",
+            "ulimit {limit} (files in a container: docker run --ulimit nofile=65536)",
         ),
         Problem(
             "host.compiler",

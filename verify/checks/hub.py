@@ -122,7 +122,8 @@ GROUP = Group(
             "hub.gated",
             ("You are trying to access a gated repo.",),
             "The model's owner has to grant access, and the token shows who asks.",
-            "Ask for access on the model's page, then: hf auth login (or set HF_TOKEN)",
+            "Ask for access on the model's page, then set HF_TOKEN, or: "
+            "python -c 'import huggingface_hub; huggingface_hub.login()'",
         ),
     ),
 )

@@ -135,12 +135,10 @@ GROUP = Group(
             (
                 "Need to provide pin_memory allocator to use pin memory.",
                 "pin_memory=True requires a CUDA or other accelerator backend",
-                "CUDA error {error} …ulimit -l",
             ),
-            "Host memory cannot be page-locked: there is no working GPU driver, a limit forbids "
-            "it, or WSL's own limit is reached.",
-            "ulimit -l unlimited (docker run --ulimit memlock=-1); under WSL raise memory= in "
-            ".wslconfig",
+            "Host memory cannot be page-locked: there is no working GPU driver, too little memory "
+            "is free, or WSL's own limit is reached.",
+            "Mend what gpu.* says, free host memory; under WSL raise memory= in .wslconfig",
         ),
         Problem(
             "offload.slow",

@@ -138,8 +138,8 @@ UnitOption = Annotated[
     Unit | None,
     typer.Option(
         rich_help_panel=MACHINE,
-        help="What is moved to the device at once: leaf takes the least memory (default: leaf "
-        "with --device-memory, else block).",
+        help="What is moved to the device at once: leaf takes the least memory (default: block, "
+        "but with --device-memory leaf where blocks are large or do not fit).",
     ),
 ]
 MemoryOption = Annotated[

@@ -47,10 +47,10 @@ class ZOSettings:
         cuda_graphs: replay what a slow host takes long to queue as CUDA graphs. Where all weights
             are on the GPU, whole steps: several times faster for small models; some models then
             choose other kernels, so losses may differ by rounding. Where weights are streamed,
-            passes through whole blocks, bit for bit. Takes as much device memory again as passes
-            need. ``None`` tries passes through streamed blocks once steps have waited for the
-            host, if a tenth of the GPU's memory is free or a budget has room, and goes on with it
-            if steps are faster.
+            passes through blocks that they enter at once, bit for bit. Takes as much device memory
+            again as passes need. ``None`` tries passes through streamed blocks once steps have
+            waited for the host, if a tenth of the GPU's memory is free or a budget has room, and
+            goes on with it if steps are faster.
         offload_embeddings: stream also what lies outside the blocks (embeddings, head); a memory
             budget that is too small for these does so by itself.
         direction: family of the random direction z: ``"gaussian"``, ``"rademacher"``,
@@ -61,11 +61,13 @@ class ZOSettings:
             as one that is rounded once; 1 applies every step's update during the next sweep.
         write_back_every: sweeps from one way home of streamed weights to the next; in between,
             passes use weights that are updated on the device and not kept. ``None`` goes from 1
-            up to 4 while steps wait for the link. It changes no result.
+            up to 4 while steps wait for the link or for Python. It changes no result.
         stochastic_rounding: round half-precision weights up or down at random, without bias,
             when an update is written; ``False`` rounds to nearest and loses small updates.
         debug_mode: use z = 1 everywhere, which makes runs comparable by hand.
         amp: not supported; load the model in the precision it should have.
+        precision_on_offloading_device, precision_on_working_device: taken from ZO2's code and
+            without effect: weights keep the precision in which they were loaded.
     """
 
     zo_method: str = field(default="", init=False)
@@ -125,8 +127,8 @@ class ZOSettings:
         if self.amp:
             raise ConfigError(
                 "amp=True is not supported: load the model in the precision its weights should "
-                "have (from_pretrained(..., torch_dtype=torch.bfloat16)), or call the model "
-                "inside torch.autocast."
+                "have (from_pretrained(..., dtype=torch.bfloat16); torch_dtype before transformers "
+                "4.56), or call the model inside torch.autocast."
             )
 
     @classmethod

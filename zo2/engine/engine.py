@@ -353,20 +353,23 @@ class Engine:
         """
         try:
             with self._at_work(), self._nothing_fetched():
-                plan = self._plan(self.units, more=more)
-                if more:
-                    self._move(plan)
+                self._move(self._plan(self.units, more=more))
         except DeviceMemoryError:
             return False
         return True
 
-    def replay_blocks(self, graphs: Callable[[], BlockGraphs] | None) -> bool:
+    def replay_blocks(self, graphs: Callable[[], BlockGraphs]) -> bool:
         """Replay passes through blocks while weights are streamed, and as long as the memory
-        budget has room for it; ``None``: no more.
-
-        Returns:
-            Whether it has.
+        budget has room for it; returns whether it has.
         """
+        self._replay(graphs)
+        return self._new_graphs is graphs
+
+    def replay_nothing(self) -> None:
+        """Run passes through blocks as they are from now on."""
+        self._replay(None)
+
+    def _replay(self, graphs: Callable[[], BlockGraphs] | None) -> None:
         self._new_graphs, self._graphs = graphs, None
         if self.is_bounded:
             try:
@@ -376,7 +379,6 @@ class Engine:
                 self._new_graphs = None
         elif graphs and self.streams:
             self._graphs = graphs()
-        return self._new_graphs is graphs
 
     def drop_buffers(self) -> None:
         """Let the device's memory beside the weights go now, not when garbage is collected."""
@@ -463,6 +465,11 @@ class Engine:
 
         Returns:
             The bodies' results, in the order of ``jobs``.
+
+        Raises:
+            ZO2Error: a pass of this model is running.
+            ModelError: the recorded pass uses a weight in a way that cannot be streamed.
+            DeviceMemoryError: the device's memory ran out; the weights are those before.
         """
         if self._lockstep is not None:
             raise ZO2Error(
@@ -703,7 +710,7 @@ class Engine:
         return bool(self._workspace.streamed)
 
     @property
-    def has_whole_blocks(self) -> bool:
+    def has_replayable_blocks(self) -> bool:
         """Whether passes go through any block at once, so that this can be replayed."""
         return atonce.any_at_once(self.model, self.units)
 

@@ -1,8 +1,8 @@
 """Passes as coroutines: each is an ordinary function that pauses where it enters a unit.
 
 A pass runs in a greenlet of its own, so it can be paused inside the model's unmodified forward,
-any number of calls deep. `Lockstep.start` runs every pass to its first entry; `resume` runs one
-pass on, through the unit it waits at, to the next.
+any number of calls deep. `Lockstep.resume` runs one pass to its first entry, and from then on
+through the unit it waits at to the next.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Pass:
         inside: the units whose modules are running now.
         bound: units whose weights it has, and that it may enter without waiting.
         result: what ``body`` returned, once `done`.
+        state: torch's and the interpreter's, of a thread, while the pass waits.
+        written: what it has set on modules, while it waits.
     """
 
     def __init__(self, perturbation: Perturbation, body: Body) -> None:

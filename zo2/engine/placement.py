@@ -1,9 +1,9 @@
 """Which units rest on the working device, which are streamed, and what moves in one copy.
 
-Device memory goes, in this order, to what cannot be streamed, the buffers that units are streamed
-through, the perturbed copies, the activations, and the CUDA context; what a budget leaves after
-these holds resident units, spread evenly over the sweep. Embeddings and head are streamed only
-where a budget is too small for them.
+Device memory goes to the CUDA context, activations, perturbed copies, the buffers that units are
+streamed through, and what cannot be streamed; what a budget leaves after these holds resident
+units, spread evenly over the sweep. Embeddings and head are streamed only where a budget is too
+small for them.
 """
 
 from __future__ import annotations

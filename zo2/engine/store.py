@@ -273,9 +273,9 @@ class PageLock:
         if refused:
             raise HostMemoryError(
                 f"The driver refused to page-lock {nbytes / 2**20:.0f} MiB of host memory (CUDA "
-                f"error {refused}){_host_memory_left()}. Raise the limit (ulimit -l, or the "
-                "container's --ulimit memlock=-1), free host memory, or keep more of the model on "
-                "the GPU (device_memory_budget, offloading_blocks)."
+                f"error {refused}){_host_memory_left()}. Free host memory (under WSL raise memory= "
+                "in .wslconfig), or keep more of the model on the GPU (device_memory_budget, "
+                "offloading_blocks)."
             )
         weakref.finalize(self, _unlock, pages.data_ptr())
 

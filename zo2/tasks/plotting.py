@@ -75,7 +75,7 @@ def plot(curves: Sequence[Curve], output: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("Plots need the package matplotlib: pip install 'zo2[plot]'") from None
+        raise ConfigError("Plots need the package matplotlib: pip install matplotlib") from None
     figure = Figure(figsize=(8, 8), layout="constrained")
     loss, dev, memory = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
     for number, curve in enumerate(curves):

@@ -87,7 +87,7 @@ def from_hub(hub: Hub, split: str) -> Records:
         import datasets
     except ImportError:
         raise DataError(
-            "Data sets of the hub need a package: pip install 'zo2[tasks]'. Or give a folder "
+            "Data sets of the hub need a package: pip install datasets. Or give a folder "
             "with the published files: --data-dir DIR"
         ) from None
     part = "train" if split == "train" else "validation"

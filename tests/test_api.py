@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -520,7 +521,11 @@ def test_weights_of_two_models_that_lack_updates_are_compared_as_they_are():
         ({"amp": True}, "load the model in the precision"),
         ({"learning_rate": 1e-3}, "no setting 'learning_rate'"),
         ({"weigth_decay": 0.1}, "Did you mean 'weight_decay'"),
-        ({"seed": -1}, "seed must lie in"),
+        ({"seed": -1}, "seed must be an integer in"),
+        ({"seed": 1.5}, "seed must be an integer in"),
+        ({"seed": "1"}, "seed must be an integer in"),
+        ({"offloading_blocks": 1}, "must be a list of block numbers"),
+        ({"offloading_blocks": "all"}, "must be a list of block numbers"),
         ({"method": "adam"}, "choose one of mezo-sgd, fzoo"),
         ({"method": "fzoo", "directions": 1}, "at least 2"),
         ({"working_device": "tpu7"}, "is not a device"),
@@ -557,8 +562,35 @@ def test_models_that_cannot_be_prepared_name_the_parameter():
         zo2.prepare(model)
     with pytest.raises(zo2.ModelError, match="within DataParallel"):
         zo2.prepare(torch.nn.DataParallel(toy()))
-    with pytest.raises(zo2.ModelError, match="prepared already"):
+    with pytest.raises(zo2.ModelError, match=r"prepared already.*zo2\.release\(model\) first"):
         zo2.prepare(zo2.prepare(toy(), zo2.ZOConfig(**CPU)))
+    model = tiny("opt")
+    zo2.prepare(model.model, zo2.ZOConfig(**CPU))
+    with pytest.raises(zo2.ModelError, match=r"part model is prepared already; call zo2\.release"):
+        zo2.prepare(model)
+    model = toy()
+    model.embed.max_norm = 1.0
+    with pytest.raises(zo2.ModelError, match="embedding embed rescales its weights"):
+        zo2.prepare(model)
+    with pytest.raises(zo2.ConfigError, match="config must be a ZOConfig"):
+        zo2.prepare(toy(), {"lr": 1e-3})
+
+
+def test_a_prepared_model_is_not_pickled():
+    model = prepared()
+    with pytest.raises(zo2.ModelError, match=r"cannot be pickled.*zo2\.release"):
+        pickle.dumps(model)
+    assert isinstance(pickle.loads(pickle.dumps(zo2.release(model))), type(model))
+
+
+def test_numbers_of_numpy_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    one = batch(tiny("opt"))
+    losses = [
+        prepared(lr=lr, seed=seed)(**one).item()
+        for lr, seed in [(numpy.float32(0.5), numpy.int64(7)), (0.5, 7)]
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_accelerate_hooks_are_refused():

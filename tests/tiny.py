@@ -20,6 +20,8 @@ HEADS = {
     "causal": "ForCausalLM",
     "sequence": "ForSequenceClassification",
     "question": "ForQuestionAnswering",
+    "token": "ForTokenClassification",
+    "conditional": "ForConditionalGeneration",
 }
 
 SIZES = {

@@ -44,6 +44,17 @@ def check_model(model: nn.Module) -> None:
             f"This is a model within {type(model).__name__}; zo2 runs a model on one device. "
             "Prepare the model itself (its attribute module)."
         )
+    for name, module in model.named_modules():
+        if "_zo" in module.__dict__:
+            raise ModelError(
+                f"The model's part {name} is prepared already; call zo2.release on that part, then "
+                "prepare the whole."
+            )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            raise ModelError(
+                f"The embedding {name} rescales its weights in place (max_norm), so passes cannot "
+                "share them: set its max_norm to None, then prepare the model."
+            )
     for name, parameter in model.named_parameters():
         kind = type(parameter).__name__
         if not parameter.is_floating_point() or kind in ("Params4bit", "Int8Params"):

@@ -18,7 +18,7 @@ from torch import nn
 from zo2.assembly import check_model, placement_of
 from zo2.config import MeZOSGDConfig, ZOSettings
 from zo2.engine.placement import Placement
-from zo2.errors import ModelError
+from zo2.errors import ConfigError, ModelError
 from zo2.prepared import ZOState
 from zo2.progress import weights_bar
 
@@ -53,9 +53,13 @@ def prepare(
         ConfigError: a setting cannot work.
     """
     config = config or MeZOSGDConfig()
+    if not isinstance(config, ZOSettings):
+        raise ConfigError(f"config must be a ZOConfig(...), not {type(config).__name__}.")
     config.validate()
     if "_zo" in model.__dict__:
-        raise ModelError("This model is prepared already; load it again for other settings.")
+        raise ModelError(
+            "This model is prepared already; for other settings call zo2.release(model) first."
+        )
     check_model(model)
     nbytes = sum(one.numel() * one.element_size() for one in model.parameters())
     with contextlib.nullcontext(progress) if progress else weights_bar(nbytes) as told:

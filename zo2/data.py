@@ -153,7 +153,7 @@ def _checked(text: str, label: str, where: str) -> Example:
 def sort_labels(labels: Collection[str]) -> list[str]:
     """Each label once, in order: by value if all are integers, else by spelling."""
     unique = set(labels)
-    if all(label.lstrip("-").isdecimal() for label in unique):
+    if all(label.removeprefix("-").isdecimal() for label in unique):
         return sorted(unique, key=int)
     return sorted(unique)
 

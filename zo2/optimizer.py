@@ -7,6 +7,7 @@ last projected gradient can be read or taken back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import torch
 from zo2.config import ZOSettings
 from zo2.directions.seeds import child_seed
 from zo2.engine.updates import Update
-from zo2.errors import CheckpointError, ZO2Error
+from zo2.errors import CheckpointError, ConfigError, NonFiniteLossError, ZO2Error
 from zo2.methods import Estimate
 
 if TYPE_CHECKING:
@@ -74,8 +75,28 @@ class ZOOptimizer(torch.optim.Optimizer):
         """Decoupled weight decay of the next update."""
         return float(self.param_groups[0]["weight_decay"])
 
+    def check(self) -> None:
+        """Raise `ConfigError` unless a step can be taken with the present settings."""
+        for name in ("lr", "eps", "weight_decay"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or (name == "eps" and value <= 0):
+                wanted = "a finite number" + " greater than 0" * (name == "eps")
+                raise ConfigError(
+                    f"The optimizer's {name} is {value:g}, but has to be {wanted}: look at what "
+                    "sets it (a scheduler, param_groups). The weights are as they were."
+                )
+
     def decide(self, estimates: Sequence[Estimate], rounding_seed: int) -> None:
-        """Queue the update W <- (1 - lr wd) W - lr * estimate with the present settings."""
+        """Queue the update W <- (1 - lr wd) W - lr * estimate with the present settings.
+
+        Raises:
+            NonFiniteLossError: the estimate is not finite; nothing is queued.
+        """
+        if not all(math.isfinite(one.coefficient) for one in estimates):
+            raise NonFiniteLossError(
+                f"Step {self.steps} was dropped because the method's estimate of the gradient is "
+                "not finite, though the losses are. The weights are those before the step."
+            )
         self._estimates = list(estimates)
         self._update = Update(
             terms=tuple((e.seed, -self.lr * e.coefficient) for e in estimates if e.coefficient),

@@ -19,7 +19,7 @@ from zo2.config import ZOSettings
 from zo2.engine import zerocopy
 from zo2.engine.eager import never_compiled
 from zo2.engine.placement import Placement
-from zo2.errors import DataError, NonFiniteLossError
+from zo2.errors import DataError, ModelError, NonFiniteLossError
 from zo2.logits import Head
 from zo2.losses import LossHooks, forward_with_loss, model_arguments
 from zo2.methods import Perturbation, get_method
@@ -42,14 +42,12 @@ class ZOState:
         self.model, self.config = model, config
         self.device = working_device(config)
         self.method = get_method(config)
-        seed = config.seed if config.seed is not None else _draw_seed()
+        seed = int(config.seed) if config.seed is not None else _draw_seed()
         self.train_hooks, self.eval_hooks = LossHooks(), LossHooks()
         self._forward = model.forward
-        names = inspect.signature(self._forward).parameters
-        self._positional = [
-            name for name, p in names.items() if p.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
+        self._positional = _positional(model)
         self._caches = _takes(model, "use_cache")
+        self._shifts_labels = _shifts_labels(model)
         self._in_pass = False  # whether a closure's call of the model belongs to a pass
         model.eval()
         arithmetic = arithmetic_for(config, self.device)
@@ -87,7 +85,7 @@ class ZOState:
         @never_compiled
         @functools.wraps(self._forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            kwargs.update(zip(self._positional, args, strict=False))
+            kwargs = self._by_name(args, kwargs)
             if self._in_pass:
                 return self._forward_in_pass(kwargs)
             if model.zo_training:
@@ -99,6 +97,7 @@ class ZOState:
             "forward": forward,
             "train": self._set_torch_mode,
             "__deepcopy__": self._copy,
+            "__reduce_ex__": self._refuse_pickle,
         }
         self._before = {name: model.__dict__.get(name) for name in self._attributes}
         model.__dict__.update(self._attributes)
@@ -139,6 +138,22 @@ class ZOState:
             self.engine.add_hooks()
             self.model.__dict__.update(kept)
 
+    def _refuse_pickle(self, protocol: Any) -> Any:
+        raise ModelError(
+            "A prepared model cannot be pickled. Save its weights (model.save_pretrained, or "
+            "safetensors of model.state_dict()), or call zo2.release(model) first."
+        )
+
+    def _by_name(self, args: Sequence[Any], kwargs: Batch) -> dict[str, Any]:
+        """The arguments of a call of the model's forward."""
+        most, given = len(self._positional), len(args)
+        if given > most:
+            raise TypeError(f"forward takes {most} positional arguments, but {given} were given")
+        placed = dict(zip(self._positional, args, strict=False))
+        if twice := placed.keys() & kwargs.keys():
+            raise TypeError(f"forward was given {min(twice)} twice, by its place and by its name")
+        return {**placed, **kwargs}
+
     def _set_mode(self, training: bool) -> None:
         self.model.zo_training = training  # type: ignore[assignment]
         self.model.eval()  # dropout is off in both modes, as in MeZO
@@ -171,11 +186,9 @@ class ZOState:
             ModelError: a weight is used in a way that cannot be streamed.
             DataError: a batch is empty, or the model returned no loss for it.
         """
-        if not batches:
-            raise DataError("A step needs at least one batch.")
-        for batch in batches:
-            _check_not_empty(batch)
-        shares = _shares(batches, weights)  # before the move: counting must not wait for a GPU
+        _check(batches, "zo_step")
+        # before the move: counting must not wait for a GPU
+        shares = _shares(batches, weights, self._shifts_labels)
         there = self._to_device([dict(batch) for batch in batches])
         calls = [self._without_cache(batch) for batch in there]
 
@@ -187,16 +200,17 @@ class ZOState:
             _, loss = forward_with_loss(self.model, self._forward, hooks, custom, _own(batch))
             if loss is None:
                 raise DataError(
-                    "The model returned no loss: pass labels, or set zo_custom_train_loss_fn."
+                    "The model returned no loss: pass labels, or set zo_custom_train_loss_fn. For "
+                    "a plain forward (generate, evaluation) call model.zo_eval() first."
                 )
             return loss
 
         def losses(perturbations: Sequence[Perturbation]) -> torch.Tensor:
-            probe = functools.partial(self._plain, calls[0], hooks, custom)
+            probes = self._probes(calls, hooks, custom)
 
             def sweep(calls: Sequence[Batch]) -> torch.Tensor:
                 closures = [functools.partial(body, batch) for batch in calls]
-                return self._sweep(closures, perturbations, probe, _form(calls[0]))
+                return self._sweep(closures, perturbations, probes)
 
             with self.sparing_logits():
                 if self._replays is None or self._logits_are_read():
@@ -236,8 +250,8 @@ class ZOState:
                 ``first`` and returns the micro-batch's mean loss, a tensor without dimensions or
                 a number. ``first`` says whether this call's loss is the one that the step
                 returns, so that what a closure notes down beside can be noted once. Before the
-                first step on batches of a new form, the first closure is called once more, with
-                ``first`` false.
+                first step with a batch of a new form, that batch's closure is called once more,
+                with ``first`` false.
             batches: the micro-batches.
             weights: as for `step`.
 
@@ -247,18 +261,19 @@ class ZOState:
         Raises:
             NonFiniteLossError: as `step`.
         """
-
-        def probe() -> Any:
-            return closures[0](False)
-
+        _check(batches, "zo_step_on")
+        if len(closures) != len(batches):
+            raise DataError(f"{len(batches)} batches were given, but {len(closures)} closures.")
+        probes: dict[Hashable, Callable[[], Any]] = {}
+        for closure, batch in zip(closures, batches, strict=True):
+            probes.setdefault(("closure", _form(batch)), functools.partial(closure, False))
         model: Any = self.model
         mode = model.zo_training
         self._in_pass = model.zo_training = True
         try:
-            form = "closure", _form(batches[0])
             return self._take_step(
-                lambda perturbations: self._sweep(closures, perturbations, probe, form),
-                _shares(batches, weights),
+                lambda perturbations: self._sweep(closures, perturbations, probes),
+                _shares(batches, weights, self._shifts_labels),
                 batches,
             )
         finally:
@@ -268,8 +283,7 @@ class ZOState:
         self,
         closures: Sequence[Closure],
         perturbations: Sequence[Perturbation],
-        probe: Callable[[], Any],
-        form: Hashable,
+        probes: Mapping[Hashable, Callable[[], Any]],
     ) -> torch.Tensor:
         """Losses (float32, perturbations x closures) on the working device, of one sweep."""
         jobs = [
@@ -277,7 +291,9 @@ class ZOState:
             for index, perturbation in enumerate(perturbations)
             for closure in closures
         ]
-        results = self.engine.sweep(jobs, probe, form)
+        results = self.engine.sweep(jobs, probes)
+        if any(one is None for one in results):
+            raise DataError("A closure returned None, not its micro-batch's mean loss.")
         losses = [torch.as_tensor(one, dtype=torch.float32, device=self.device) for one in results]
         return torch.stack(losses).view(len(perturbations), len(closures))
 
@@ -288,6 +304,7 @@ class ZOState:
         batches: Sequence[Batch],
     ) -> torch.Tensor:
         """Sweep, estimate and update; a loss is its micro-batches' mean weighted by ``shares``."""
+        self.optimizer.check()
         seed, eps = self.optimizer.step_seed, self.optimizer.eps
         perturbations = self.method.perturbations(seed, eps)
         start = perf_counter()
@@ -295,7 +312,8 @@ class ZOState:
         queued = perf_counter()
         values = zerocopy.read(found)
         done = perf_counter()
-        losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True)) for row in values]
+        # the loss of a micro-batch that has no share may be the mean of nothing, NaN
+        losses = [math.fsum(s * v for s, v in zip(shares, row, strict=True) if s) for row in values]
         self._check_finite(losses, batches)
         estimates = self.method.estimate(perturbations, losses, eps)
         self.optimizer.decide(estimates, rounding_seed=seed)
@@ -323,6 +341,7 @@ class ZOState:
         Returns:
             The model's outputs, on the working device, one per batch.
         """
+        _check(batches, "zo_forward", least=0)
         batches = self._to_device([dict(batch) for batch in batches])
 
         custom: Any = self.model.zo_custom_eval_loss_fn
@@ -337,8 +356,17 @@ class ZOState:
             (Perturbation(), functools.partial(body, number, batch))
             for number, batch in enumerate(batches)
         ]
-        probe = functools.partial(self._plain, batches[0], self.eval_hooks, custom)
-        return self.engine.sweep(jobs, probe, _form(batches[0]))
+        return self.engine.sweep(jobs, self._probes(batches, self.eval_hooks, custom))
+
+    def _probes(
+        self, batches: Sequence[Batch], hooks: LossHooks, custom: Any
+    ) -> dict[Hashable, Callable[[], Any]]:
+        """For each form that batches have, a pass to be recorded."""
+        first = {form: batch for batch in reversed(batches) for form in [_form(batch)]}
+        return {
+            form: functools.partial(self._plain, batch, hooks, custom)
+            for form, batch in first.items()
+        }
 
     def _plain(self, batch: Batch, hooks: LossHooks, custom: Any) -> Any:
         """A pass to be recorded, perhaps more than once: arguments stay as they are, and hooks
@@ -401,6 +429,20 @@ def _draw_seed() -> int:
     return int(torch.randint(2**63 - 1, ()).item())
 
 
+def _positional(model: nn.Module) -> list[str]:
+    """Names of the arguments that a model's forward takes by their places, those among them that
+    it hands on to the model that peft has put an adapter on.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [one.name for one in parameters if one.kind in places]
+    hands_on = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
+    within = getattr(model, "get_base_model", None)
+    if hands_on and within is not None and within() is not model:
+        names += _positional(within())
+    return names
+
+
 def _takes(model: nn.Module, name: str) -> bool:
     """Whether a model's forward has a parameter, or hands it on to the model that peft has put an
     adapter on.
@@ -415,8 +457,26 @@ def _takes(model: nn.Module, name: str) -> bool:
 
 def _own(batch: Batch) -> Batch:
     """The batch with its own copy of what a forward may change: positions, a cache, ..."""
-    copies = {id(value): value.clone() for value in batch.values() if type(value) is torch.Tensor}
+    tensors = [one for one in _within(batch, {}) if type(one) is torch.Tensor]
+    copies = {id(one): one.detach().clone() for one in tensors}
     return copy.deepcopy(dict(batch), copies)
+
+
+def _within(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
+    """What a value holds, itself first, through containers and attributes."""
+    if id(value) in seen:
+        return
+    seen[id(value)] = value
+    yield value
+    inner: list[Any] = []
+    if isinstance(value, Mapping):
+        inner += value.values()
+    elif isinstance(value, (list, tuple, set)):
+        inner += value
+    if not isinstance(value, (torch.Tensor, type)):
+        inner += getattr(value, "__dict__", {}).values()
+    for one in inner:
+        yield from _within(one, seen)
 
 
 def _form(batch: Batch) -> Hashable:
@@ -428,17 +488,26 @@ def _form(batch: Batch) -> Hashable:
     )
 
 
-def _check_not_empty(batch: Batch) -> None:
-    for name, value in batch.items():
+def _check(batches: Sequence[Batch], function: str, least: int = 1) -> None:
+    """Raise `DataError` unless these are batches with which a function can be called."""
+    if isinstance(batches, Mapping) or not all(isinstance(one, Mapping) for one in batches):
+        raise DataError(
+            f"{function} takes a list of batches, each of which maps names of the forward's "
+            f"arguments to values: model.{function}([batch])."
+        )
+    if len(batches) < least:
+        raise DataError("A step needs at least one batch.")
+    for name, value in (item for batch in batches for item in batch.items() if least):
         if isinstance(value, torch.Tensor) and value.dim() and value.numel() == 0:
             raise DataError(
                 f"The batch is empty: {name} has shape {tuple(value.shape)}. Skip empty batches."
             )
 
 
-def _shares(batches: Sequence[Batch], weights: Sequence[float] | None) -> list[float]:
+def _shares(batches: Sequence[Batch], weights: Sequence[float] | None, shifts: bool) -> list[float]:
     if weights is None:
-        weights = [_label_count(batch) for batch in batches] if len(batches) > 1 else [1.0]
+        several = len(batches) > 1
+        weights = [_label_count(batch, shifts) for batch in batches] if several else [1.0]
     if len(weights) != len(batches):
         raise DataError(f"{len(batches)} batches were given, but {len(weights)} weights.")
     total = math.fsum(weights)
@@ -447,11 +516,27 @@ def _shares(batches: Sequence[Batch], weights: Sequence[float] | None) -> list[f
     return [weight / total for weight in weights]
 
 
-def _label_count(batch: Batch) -> float:
-    """How many labels a micro-batch's mean loss is over, or how many examples it has."""
+def _shifts_labels(model: Any) -> bool:
+    """Whether a model's loss leaves out the first label of each example: its outputs are of the
+    token after. Models of other libraries than transformers are taken to.
+    """
+    generates = getattr(model, "can_generate", None)
+    if not callable(generates):
+        return True
+    return bool(generates()) and not getattr(model.config, "is_encoder_decoder", False)
+
+
+def _label_count(batch: Batch, shifts: bool) -> float:
+    """How many labels a micro-batch's mean loss is over, or how many examples it has.
+
+    ``shifts`` says whether the first of each example's ``labels`` is none of them, as
+    `_shifts_labels`; ``targets`` are shifted by whoever gives them.
+    """
     labels = batch.get("labels", batch.get("targets"))
-    if isinstance(labels, torch.Tensor) and labels.dim() == 2 and not labels.is_floating_point():
-        return float((labels[:, 1:] != -100).sum().item())
+    whole = isinstance(labels, torch.Tensor) and not labels.is_floating_point()
+    if whole and labels.dim() in (1, 2):
+        first = int(shifts and "labels" in batch and labels.dim() == 2)
+        return float((labels[..., first:] != -100).sum().item())
     for value in batch.values():
         if isinstance(value, torch.Tensor) and value.dim():
             return float(value.shape[0])

@@ -76,7 +76,7 @@ def plan(
         raise ConfigError(f"dtype must be one of {', '.join(loading.DTYPES)}, not {dtype!r}.")
     machine = planning.H200
     if link:
-        rate = parse_bytes(link)
+        rate = parse_bytes(link, "link")
         machine = replace(machine, name=f"H200 on a link of {link}/s", up=rate, both=rate)
     with out.status("Reading the model's shape ..."):
         built = planning.build(model, dtype)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from zo2.errors import ConfigError
@@ -98,7 +99,7 @@ class ZOSettings:
         """Raise `ConfigError` on the first setting that cannot work."""
         for name in ("lr", "weight_decay", "eps"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+            if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
                 raise ConfigError(f"{name} must be a finite number >= 0, not {value!r}.")
         if self.eps == 0:
             raise ConfigError("eps must be greater than 0; MeZO uses 1e-3.")
@@ -110,8 +111,15 @@ class ZOSettings:
                 continue
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be an integer of at least 1, not {value!r}.")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must lie in 0 .. 2**63 - 1, not {self.seed!r}.")
+        seed, blocks = self.seed, self.offloading_blocks
+        if seed is not None and not (isinstance(seed, Integral) and 0 <= seed < 2**63):
+            raise ConfigError(f"seed must be an integer in 0 .. 2**63 - 1, not {seed!r}.")
+        if blocks is not None and (
+            not isinstance(blocks, Collection) or not all(isinstance(b, Integral) for b in blocks)
+        ):
+            raise ConfigError(
+                f"offloading_blocks must be a list of block numbers, or None for all: {blocks!r}."
+            )
         if self.device_memory_budget is not None:
             parse_bytes(self.device_memory_budget)
             if not self.zo2:
@@ -137,7 +145,7 @@ class ZOSettings:
         return tuple(f.name for f in fields(cls) if f.init)
 
 
-def parse_bytes(value: int | str) -> int:
+def parse_bytes(value: int | str, name: str = "device_memory_budget") -> int:
     """A number of bytes from 18_000_000_000, "18GB" or "16.8 GiB".
 
     Raises:
@@ -149,6 +157,4 @@ def parse_bytes(value: int | str) -> int:
     units = {name.lower(): factor for name, factor in _FACTORS.items()}
     if isinstance(value, str) and match and match[2].lower() in units and float(match[1]) > 0:
         return int(float(match[1]) * units[match[2].lower()])
-    raise ConfigError(
-        f"device_memory_budget must be a number of bytes such as '18GB' or '16GiB', not {value!r}."
-    )
+    raise ConfigError(f"{name} must be a number of bytes such as '18GB' or '16GiB', not {value!r}.")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from zo2.engine.blockgraphs import BlockGraphs
 from zo2.engine.deferral import Deferral
 from zo2.engine.devicememory import Usage, out_of_memory_explained, without_garbage
 from zo2.engine.eager import compiling_nothing, never_compiled
+from zo2.engine.interrupts import Interrupts
 from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedModules
 from zo2.engine.partition import Corrections, Unit, partition
@@ -34,6 +36,7 @@ from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan
 from zo2.engine.record import Recorder, tells_form, tells_place
 from zo2.engine.route import Route
 from zo2.engine.store import Store
+from zo2.engine.structure import Structure
 from zo2.engine.sweep import Sweep
 from zo2.engine.updates import Update
 from zo2.engine.weights import Arithmetic, Changes
@@ -103,7 +106,7 @@ class Engine:
         self._recorded: set[Hashable] = set()  # the forms of call that were recorded
         self._corrections = Corrections()
         self._handles: list[Any] = []
-        self._watched = WatchedModules()
+        self._watched, self._interrupts = WatchedModules(), Interrupts()
         weakref.finalize(self, self._watched.close)
         self._usage = Usage(device, self.is_bounded)
         self._measured = self._usage.measured if self.is_bounded else contextlib.nullcontext
@@ -168,7 +171,7 @@ class Engine:
             self._asked,
         )
         self.remove_hooks()
-        self.units = units
+        self.units, self._structure = units, Structure(self.model)
         self._whole = atonce.whole_blocks(units)
         self._divided = atonce.divided_blocks(self.model, units)
         self._route = Route(self.units)
@@ -323,16 +326,19 @@ class Engine:
     def add_hooks(self) -> None:
         """Make calls of the units' modules, and of divided blocks, pause the passes."""
         self._handles = []
+        self._after: dict[nn.Module, int] = {}  # which of a module's hooks hides its weights
         hooks: list[Callable[..., Any]] = []
         for unit in self.units:
             entering, leaving = self._entering(unit), self._leaving(unit)
             hooks += entering, leaving
-            for module in unit.modules:
-                self._handles.append(module.register_forward_pre_hook(entering))
-                self._handles.append(module.register_forward_hook(leaving))
+            for module in unit.modules:  # others' hooks on it find its weights
+                after = module.register_forward_hook(leaving)
+                self._after[module] = after.id
+                before = module.register_forward_pre_hook(entering, prepend=True)
+                self._handles += before, after
         for module in self._divided:
-            hook = module.register_forward_pre_hook(self._entering_at_once(module))
-            self._handles.append(hook)
+            before = module.register_forward_pre_hook(self._entering_at_once, prepend=True)
+            self._handles.append(before)
         self._idle = frozenset(hooks)  # where units are bound that are gone through at once
 
     def remove_hooks(self) -> None:
@@ -393,7 +399,12 @@ class Engine:
             one = self._lockstep.current if self._lockstep else None
             if one is None or (unit in one.bound and unit in self._at_once.units):
                 return
+            if module not in unit.modules:  # a copy of one, which has copies of its hooks
+                return
             if unit not in one.inside:
+                hooks, last = module._forward_hooks, self._after[module]
+                if next(reversed(hooks)) != last:
+                    hooks.move_to_end(last)  # type: ignore[attr-defined]
                 if self._recorder is not None:
                     self._recorder.entered(unit)
                 if unit not in one.bound:
@@ -403,24 +414,20 @@ class Engine:
 
         return hook
 
-    def _entering_at_once(self, module: nn.Module) -> Callable[..., None]:
-        """Of a divided block: passes wait here for what they will enter first."""
-
-        @never_compiled
-        def hook(_: nn.Module, args: Any) -> None:
-            one = self._lockstep.current if self._lockstep else None
-            first = self._at_once.first.get(module)
-            if one is not None and first is not None and first not in one.bound:
-                self.before_pause()
-                one.pause(first)
-
-        return hook
+    @never_compiled
+    def _entering_at_once(self, module: nn.Module, args: Any) -> None:
+        """Called before a divided block: passes wait here for what they will enter first."""
+        one = self._lockstep.current if self._lockstep else None
+        first = self._at_once.first.get(module)
+        if one is not None and first is not None and first not in one.bound:
+            self.before_pause()
+            one.pause(first)
 
     def _leaving(self, unit: Unit) -> Callable[..., Any]:
         @never_compiled
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             one = self._lockstep.current if self._lockstep else None
-            if one is None or unit not in one.inside:
+            if one is None or unit not in one.inside or module not in unit.modules:
                 return None
             one.inside.remove(unit)
             if unit in one.inside:
@@ -452,16 +459,16 @@ class Engine:
     # -- sweeps ---------------------------------------------------------------------------
 
     def sweep(
-        self, jobs: Sequence[tuple[Perturbation, Body]], probe: Body, form: Hashable = None
+        self, jobs: Sequence[tuple[Perturbation, Body]], probes: Mapping[Hashable, Body]
     ) -> list[Any]:
         """Run every job's body with its perturbation, all over one sweep of the weights.
 
         Args:
             jobs: (perturbation, body) pairs; a body calls the model and returns its result.
                 Bodies of one perturbation should stand together: they share perturbed weights.
-            probe: a body whose pass is recorded before the first sweep of its form.
-            form: what decides which way the model's forward takes; passes of one form are taken
-                to read the same weights at the same places.
+            probes: by form, bodies whose passes are recorded before the first sweep with a pass of
+                that form. A form is what decides which way the model's forward takes; passes of
+                one form are taken to read the same weights at the same places.
 
         Returns:
             The bodies' results, in the order of ``jobs``.
@@ -472,6 +479,11 @@ class Engine:
             DeviceMemoryError: the device's memory ran out; the weights are those before.
         """
         if self._lockstep is not None:
+            if threading.get_ident() != self._thread:
+                raise ZO2Error(
+                    "The model is at work in another thread. One thread at a time can call it, or "
+                    "read its weights: let them take turns (threading.Lock)."
+                )
             raise ZO2Error(
                 "The model was called from within one of its own passes (a hook or a loss "
                 "function). Use the logits that the hook is given instead."
@@ -482,7 +494,7 @@ class Engine:
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return self._through(jobs)  # nothing is carried out that could be learnt from
             with out_of_memory_explained(self.device, STEP_DROPPED):
-                sweep = functools.partial(self._sweep, jobs, probe, form)
+                sweep = functools.partial(self._sweep, jobs, probes)
                 try:
                     return without_garbage(self.device, sweep)
                 except torch.cuda.OutOfMemoryError:
@@ -507,19 +519,19 @@ class Engine:
                 more *= 2
 
     def _sweep(
-        self, jobs: Sequence[tuple[Perturbation, Body]], probe: Body, form: Hashable
+        self, jobs: Sequence[tuple[Perturbation, Body]], probes: Mapping[Hashable, Body]
     ) -> list[Any]:
         """Sweep, and learn from it what passes need and whether they wait for copies."""
         self._usage.claim()
-        if form not in self._recorded or not self.store.marks.are_complete:
+        if self._unknown(probes) or not self._is_undisturbed():
             self._take_back()
-        while form not in self._recorded:  # again, should weights be divided further
+        while unknown := self._unknown(probes):  # all again, should weights be divided further
             try:
                 with self._measured():
-                    self._record(probe)
+                    self._record(probes[unknown[0]])
             finally:
                 self._rest()
-            self._recorded.add(form)
+            self._recorded.add(unknown[0])
             if self._usage.expect(self._usage.peak):
                 self._place_anew()
                 self._take_back()
@@ -530,6 +542,10 @@ class Engine:
         if self._usage.learn():
             self._place_anew()
         return results
+
+    def _unknown(self, forms: Iterable[Hashable]) -> list[Hashable]:
+        """Those of which no pass has been recorded."""
+        return [form for form in forms if form not in self._recorded]
 
     def _through(self, jobs: Sequence[tuple[Perturbation, Body]]) -> list[Any]:
         """Sweep; a sweep that perturbs nothing leaves no update pending."""
@@ -594,6 +610,7 @@ class Engine:
         self._at_once = self._choose(perturbations)
         sweep = self._new_sweep(perturbations, due)
         self._lockstep = lockstep = Lockstep(passes, self.model, self._watched, keep)
+        self._thread = threading.get_ident()
         replaying: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self._graphs and not keep and self._recorder is None:
             once = {module: self._divided[module] for module in self._at_once.first}
@@ -611,6 +628,7 @@ class Engine:
         return Sweep(
             self._route, self._workspace, self._arithmetic, self.pending, perturbations, due, ahead,
             one_by_one=self._recorder is not None, whole=self._at_once.starts,
+            interrupts=self._interrupts,
         )  # fmt: skip
 
     def _choose(self, perturbations: Sequence[Perturbation]) -> AtOnce:
@@ -628,10 +646,13 @@ class Engine:
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         """The working device is the current one; no gradients, and no inference mode, whose tensors
-        could not be written to outside it.
+        could not be written to outside it. Interrupts wait for updates.
         """
         here = torch.cuda.device(self.device) if self.device.type == "cuda" else None
-        with here or contextlib.nullcontext(), torch.inference_mode(False), torch.no_grad():
+        with (
+            here or contextlib.nullcontext(), torch.inference_mode(False), torch.no_grad(),
+            self._interrupts,
+        ):  # fmt: skip
             yield
 
     # -- between sweeps -------------------------------------------------------------------
@@ -650,11 +671,15 @@ class Engine:
         if not self._are_intact():
             self.rebuild()
 
+    def _is_undisturbed(self) -> bool:
+        """Whether nobody can have changed any parameter since the last sweep."""
+        return self.store.marks.are_complete and self._structure.is_same()
+
     def _are_intact(self) -> bool:
         """Whether the parameters, now ordinary ones, are as sweeps leave them."""
         for unit in self.units:
             self.store.marks.clear(unit)
-        return bool(self.units) and self.store.is_intact()
+        return bool(self.units) and self._structure.is_same() and self.store.is_intact()
 
     def _asked(self, function: Any) -> None:
         """A torch function is about to be given a marked parameter."""
@@ -668,8 +693,12 @@ class Engine:
 
     def _catch_up(self) -> None:
         """Store the updated weights of all units, outside a sweep."""
-        self._new_sweep((), due=set(self.units)).write_rest()
-        self._workspace.stream.finish()
+        try:
+            self._new_sweep((), due=set(self.units)).write_rest()
+            self._workspace.stream.finish()
+        except BaseException:  # an interrupt: whoever reads the rest has it updated
+            self._rest()
+            raise
 
     def _rest(self) -> None:
         """End a sweep: parameters rest in the store, marked if they lack updates."""
@@ -726,7 +755,7 @@ class Engine:
 
     def is_in_place(self) -> bool:
         """Whether the weights are where sweeps so far have found them."""
-        return self.store.marks.are_complete or self._are_intact()
+        return self._is_undisturbed() or self._are_intact()
 
     def has_swept(self) -> None:
         """A sweep with perturbations was done by other means: all weights have its round."""

@@ -9,6 +9,7 @@ at while the pass runs, so these reads are found, and the partition is corrected
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -124,12 +125,15 @@ class Recorder(TorchFunctionMode):
 
     def watch_modules(self) -> list[Any]:
         """Keep track of which modules are running; returns handles to remove."""
+        mine = threading.get_ident()  # other threads may run other models meanwhile
 
         def before(module: nn.Module, args: Any) -> None:
-            self._running.append(module)
+            if threading.get_ident() == mine:
+                self._running.append(module)
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
-            self._running.pop()
+            if threading.get_ident() == mine:
+                self._running.pop()
 
         module = nn.modules.module
         return [

@@ -13,6 +13,7 @@ from itertools import groupby
 import torch
 
 from zo2.engine.abreast import Formation
+from zo2.engine.interrupts import Interrupts
 from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Unit
 from zo2.engine.pending import Pending
@@ -35,6 +36,7 @@ class Sweep:
         ahead: how many parcels may be updated before passes reach them.
         one_by_one: whether passes stop at every unit, as one that is recorded has to.
         whole: the first units of divided blocks that passes go through at once.
+        interrupts: what holds these up while stored weights are updated.
     """
 
     def __init__(
@@ -48,12 +50,13 @@ class Sweep:
         ahead: int,
         one_by_one: bool,
         whole: AbstractSet[Unit],
+        interrupts: Interrupts,
     ) -> None:
         self._route, self._workspace, self._arithmetic = route, workspace, arithmetic
         self._store, self._stream = workspace.store, workspace.stream
         self._pending, self._changes = pending, pending.changes(perturbations)
         self._due, self._ahead, self._one_by_one = due, ahead, one_by_one
-        self._whole = whole
+        self._whole, self._interrupts = whole, interrupts
         self._made: dict[Perturbation, torch.Tensor] | None = None  # copies of small units
         self._held: dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]] = {}
 
@@ -228,12 +231,14 @@ class Sweep:
             flats.append(copy if differs else base)
             if differs:
                 targets.append((self._changes.perturbations.index(perturbation), copy))
-        if write or targets:
-            held = pending.held(unit)
-            self._arithmetic.transform(layout, base, self._changes, held, write, targets)
+        held = pending.held(unit)
         if write:
-            self._workspace.transfer(unit).written(unit)
-            pending.wrote(unit)
+            with self._interrupts.held_up:
+                self._arithmetic.transform(layout, base, self._changes, held, write, targets)
+                self._workspace.transfer(unit).written(unit)
+                pending.wrote(unit)
+        elif targets:
+            self._arithmetic.transform(layout, base, self._changes, held, write, targets)
         return flats
 
     def _perturb(self, small: Small) -> dict[Perturbation, torch.Tensor]:
@@ -250,9 +255,10 @@ class Sweep:
             self._made.update(zip(perturbations, small.copies, strict=False))
             targets = list(enumerate(self._made.values()))
             base, changes = small.base, self._changes
-            self._arithmetic.transform(small.layout, base, changes, held, write, targets)
-            for unit in small.bounds if write else ():
-                pending.wrote(unit)
+            with self._interrupts.held_up:
+                self._arithmetic.transform(small.layout, base, changes, held, write, targets)
+                for unit in small.bounds if write else ():
+                    pending.wrote(unit)
         return self._made
 
     def _is_copied(self, unit: Unit, base: torch.Tensor, flats: Sequence[torch.Tensor]) -> bool:

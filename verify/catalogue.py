@@ -17,6 +17,7 @@ from verify.checks import (
     parity,
     training,
 )
+from verify.pip import anew, distribution_of
 from verify.process import Outcome
 from verify.result import (
     Check,
@@ -27,8 +28,12 @@ from verify.result import (
     Status,
     Tier,
     Verdict,
+    failed,
     recognise_text,
 )
+from verify.versions import InvalidError, canonical
+
+_SHOWN = 300  # characters of what a check said as it broke
 
 GROUPS: tuple[Group, ...] = (
     packages.GROUP,
@@ -50,11 +55,14 @@ GROUP_OF: Mapping[str, str] = {c.identifier: g.name for g in GROUPS for c in g.c
 def judge(check: Check, outcome: Outcome, context: Context) -> Result:
     """The result of a check whose probe was run: the one place where facts become a verdict."""
     if outcome.facts is not None:
-        verdict = check.decide(outcome.facts, context)
-        return _result(check, verdict, outcome)
-    problem, values = recognise(outcome.text) or (PROBLEMS[check.problem], {})
-    have = f"the check {_how_it_ended(outcome)}"
-    return _result(check, Verdict(Status.FAIL, have, "", problem.identifier, values), outcome)
+        try:
+            verdict = check.decide(outcome.facts, context)
+        except InvalidError as error:  # what is installed has a version that is none
+            verdict = failed("packages.unreadable", str(error))
+    else:
+        problem, values = recognise(outcome.text) or (PROBLEMS[check.problem], {})
+        verdict = failed(problem.identifier, f"the check {_how_it_ended(outcome)}", "", **values)
+    return _result(check, verdict, outcome, context)
 
 
 def skip(check: Check, reason: str) -> Result:
@@ -63,9 +71,12 @@ def skip(check: Check, reason: str) -> Result:
 
 
 def recognise(output: str) -> tuple[Problem, dict[str, str]] | None:
-    """The problem whose text is in ``output``, the longest if there are several, and its words."""
+    """The problem whose text is in ``output``, and its words.
+
+    If there are several, the one whose text says most besides its names.
+    """
     found = [
-        (len(text), problem, values)
+        (len(re.sub(r"\{\w+\}", "", text)), problem, values)
         for problem in PROBLEMS.values()
         for text in problem.texts
         if (values := recognise_text(text, output)) is not None
@@ -76,9 +87,12 @@ def recognise(output: str) -> tuple[Problem, dict[str, str]] | None:
     return problem, values
 
 
-def _result(check: Check, verdict: Verdict, outcome: Outcome) -> Result:
+def _result(check: Check, verdict: Verdict, outcome: Outcome, context: Context) -> Result:
     wrong = verdict.status in (Status.WARN, Status.FAIL)
     problem = PROBLEMS[verdict.problem] if wrong else None
+    values = {**_known(context), **verdict.values}
+    if package := distribution_of(values.get("module", "")):
+        values |= {"package": package, "distribution": anew(package, context.packages)}
     return Result(
         identifier=check.identifier,
         group=GROUP_OF[check.identifier],
@@ -87,11 +101,29 @@ def _result(check: Check, verdict: Verdict, outcome: Outcome) -> Result:
         need=verdict.need,
         problem=problem.identifier if problem else "",
         why=f"{problem.cause} {check.why}" if problem else check.why,
-        fix=mend(problem, verdict.values) if problem else "",
+        fix=mend(problem, values) if problem else "",
         seconds=round(outcome.seconds, 3),
         facts=outcome.facts or {},
         output=outcome.text if outcome.facts is None else "",
+        replaces=_names(problem.replaces, values) if problem else frozenset(),
+        follows=_names(problem.follows, values) if problem else frozenset(),
+        first=problem is not None and problem.first,
     )
+
+
+def _known(context: Context) -> dict[str, str]:
+    """Names that every mend may use: how to put these packages back as they are."""
+    torch = context.packages.get("installed", {}).get("torch", "").partition("+")[0]
+    return {
+        **{name: anew(name, context.packages) for name in ("torch", "transformers", "triton")},
+        "public": f"torch=={torch}" if torch else "torch",
+    }
+
+
+def _names(template: str, values: Mapping[str, str]) -> frozenset[str]:
+    """The packages that a problem names; names that are not known are left out."""
+    filled = re.sub(r"\{(\w+)\}", lambda m: values.get(m[1]) or "", template)
+    return frozenset(map(canonical, filled.split()))
 
 
 def mend(problem: Problem, values: Mapping[str, str]) -> str:
@@ -104,11 +136,12 @@ def _how_it_ended(outcome: Outcome) -> str:
     lines = [line.strip() for line in outcome.text.splitlines() if line.strip()]
     if not lines:
         return outcome.ending
-    said = lines[-1][:300]
     verb, _, kind = outcome.ending.partition(" ")
-    if verb == "raised" and re.match(rf"([\w.]+\.)?{re.escape(kind)}\b", said):
-        return f"raised {said}"
-    return f"{outcome.ending}: {said}"
+    message = re.compile(rf"([\w.]+\.)?{re.escape(kind)}\b")
+    begun = [index for index, line in enumerate(lines) if message.match(line)]
+    if verb == "raised" and begun:  # a message may have several lines, the last mere advice
+        return f"raised {' '.join(lines[begun[-1] :])[:_SHOWN]}"
+    return f"{outcome.ending}: {lines[-1][:_SHOWN]}"
 
 
 def words() -> set[str]:
@@ -128,7 +161,8 @@ def _page() -> Iterator[str]:
     yield ""
     yield (
         "`python -m verify` finds out which of these you have. Each heading is the identifier that "
-        "it names; search this page for the text that you see."
+        "it names; search this page for the text that you see. Words in capitals stand for what "
+        "it fills in, such as names, versions and indexes."
     )
     for group in GROUPS:
         yield ""

@@ -39,12 +39,21 @@ class Problem:
         texts: what a user sees, in which ``{name}`` stands for a word and ``…`` for anything.
         cause: what is wrong, in a sentence.
         mend: the command or step that mends it; may use the names in ``texts``.
+        replaces: names of the packages that the mend replaces, ``"*"`` for every one; may use
+            names as `mend` does.
+        follows: names of the packages because of whose present versions the mend is the right
+            one; may use names as `mend` does.
+        first: whether it decides which packages are seen at all, so that it is mended before
+            whatever follows from their versions.
     """
 
     identifier: str
     texts: tuple[str, ...]
     cause: str
     mend: str
+    replaces: str = ""
+    follows: str = ""
+    first: bool = False
 
     def recognise(self, output: str) -> dict[str, str] | None:
         """The words that fill the names of the first of `texts` found in ``output``."""
@@ -82,6 +91,7 @@ class Context:
         row: the row that was asked for, if any.
         other: facts of checks that are done, by identifier.
         options: what was asked for on the command line.
+        packages: what is installed, as the probe of ``packages.row`` finds it.
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -89,6 +99,7 @@ class Context:
     row: Row | None = None
     other: Mapping[str, Facts] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    packages: Facts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a check: a line of the report."""
+    """What came of a check: a line of the report.
+
+    `replaces`, `follows` and `first` are its problem's, with names filled in.
+    """
 
     identifier: str
     group: str
@@ -182,6 +196,9 @@ class Result:
     seconds: float = 0.0
     facts: Facts = field(default_factory=dict)
     output: str = ""
+    replaces: frozenset[str] = frozenset()
+    follows: frozenset[str] = frozenset()
+    first: bool = False
 
     @property
     def label(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from verify import machine
 from verify.catalogue import CHECKS, GROUP_OF, GROUPS, judge, skip
-from verify.process import Outcome, Prober
+from verify.process import Facts, Outcome, Prober
 from verify.result import Check, Context, Result, Status, Tier
 from verify.rows import Row
 
@@ -95,6 +95,7 @@ class Run:
     ) -> None:
         self.machine = machine.Machine()
         self._checks, self._rows, self._row = checks, rows, row
+        self._packages: Facts = {}
         self._options = dict(options or {})
         self._report, self._progress = report, progress
         self._limit = math.inf if limit is None else limit
@@ -113,6 +114,7 @@ class Run:
             with Prober("machine", environment=_environment(directory, "machine")) as prober:
                 about = prober.ask("machine", machine.LIMIT)
             self.machine = machine.from_outcome(about)
+            self._packages = _packages(directory)
             modules = dict.fromkeys(check.probe for check in self._checks)
             with ThreadPoolExecutor(max(1, len(modules))) as pool:
                 jobs = [pool.submit(self._module, name, about, directory) for name in modules]
@@ -169,7 +171,7 @@ class Run:
     def _one(self, check: Check, source: Prober | Outcome) -> tuple[Result, bool]:
         """A check's result, and whether it blocks those that need it."""
         other = {name: result.facts for name, result in self._results.items()}
-        context = Context(self.machine, self._rows, self._row, other, self._options)
+        context = Context(self.machine, self._rows, self._row, other, self._options, self._packages)
         failed = [name for name in check.needs if name in self._blocked]
         if failed:
             return skip(check, f"it needs {failed[0]}, which did not pass"), True
@@ -209,6 +211,13 @@ def ordered(checks: Sequence[Check]) -> list[Check]:
     for check in checks:
         place(check)
     return list(found.values())
+
+
+def _packages(directory: Path) -> Facts:
+    """What is installed, which mends name whether or not it is checked."""
+    with Prober("packages", environment=_environment(directory, "packages")) as prober:
+        found = prober.ask("packages.row", CHECKS["packages.row"].limit)
+    return found.facts or {}  # the check itself says why there are none
 
 
 @contextlib.contextmanager

@@ -92,6 +92,11 @@ class Version:
         return self.epoch == prefix.epoch and padded[:length] == prefix.release
 
 
+def is_version(text: str) -> bool:
+    """Whether ``text`` is a version."""
+    return _VERSION.fullmatch(text) is not None
+
+
 def at_least(version: str, floor: str) -> bool:
     """Whether ``version`` is ``floor`` or newer."""
     return Version.parse(version).key >= Version.parse(floor).key
@@ -151,24 +156,26 @@ class Requirement:
     extras: tuple[str, ...]
     specifier: str
     marker: str
+    url: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Requirement:
         """Read a requirement; raise `InvalidError` if it is none."""
         match = re.fullmatch(
             r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?\s*"
-            r"(?:@\s*\S+\s*|\(?([^;()]*)\)?)\s*(?:;(.*))?",
+            r"(?:@\s*(\S+)\s*|\(?([^;()]*)\)?)\s*(?:;(.*))?",
             text,
             re.DOTALL,
         )
         if match is None:
             raise InvalidError(f"{text!r} is not a requirement.")
-        name, extras, specifier, marker = match.groups()
+        name, extras, url, specifier, marker = match.groups()
         return cls(
             canonical(name),
             tuple(canonical(e.strip()) for e in (extras or "").split(",") if e.strip()),
             (specifier or "").strip(),
             (marker or "").strip(),
+            url or "",
         )
 
     def applies(self, environment: Mapping[str, str]) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,14 +38,19 @@ def release(
 
 
 @contextmanager
-def serve(releases: Releases) -> Iterator[str]:
-    """Serve an index while the context lasts; gives its address."""
+def serve(releases: Releases, refusal: Callable[[], int] = lambda: 0) -> Iterator[str]:
+    """Serve an index while the context lasts; gives its address.
+
+    Args:
+        releases: what it has.
+        refusal: the status with which it refuses everything just now, if it does.
+    """
     pages = _pages(releases)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             kind, body = pages.get(self.path, ("", b""))
-            self.send_response(200 if kind else 404)
+            self.send_response(refusal() or (200 if kind else 404))
             self.send_header("Content-Type", kind or "text/plain")
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "max-age=600")
@@ -62,6 +68,17 @@ def serve(releases: Releases) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def wheel(folder: Path, name: str, version: str, *requires: str) -> Path:
+    """A real wheel that holds nothing but metadata."""
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    about = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}"]
+    about += [f"Requires-Dist: {need}" for need in requires]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}-{version}.dist-info/METADATA", "\n".join([*about, "", ""]))
+        archive.writestr(f"{name}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+    return path
 
 
 def _pages(releases: Releases) -> dict[str, tuple[str, bytes]]:

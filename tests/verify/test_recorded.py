@@ -34,7 +34,11 @@ def decide(identifier, on=None, facts=None, other=None, **context):
     host = changed(RECORDED["machine"], on or {})
     known = {**RECORDED["facts"], **(other or {})}
     check = CHECKS[identifier]
-    own = host if check.probe == "machine" else changed(RECORDED["facts"][identifier], facts or {})
+    own = (
+        host
+        if check.probe == "machine"
+        else changed(RECORDED["facts"].get(identifier, {}), facts or {})
+    )
     found = Context(machine.from_facts(host), ROWS, other=known, **context)
     return judge(check, Outcome(own), found)
 
@@ -183,6 +187,29 @@ def test_a_gpu_that_needs_a_budget_is_warned_of(model, named):
     assert f"zo2 plan --model {named} --budget 3.8GB" in result.fix
 
 
+@pytest.mark.parametrize(
+    ("identifier", "facts", "fix"),
+    [
+        ("triton.import", {"version": None, "wanted": "triton==3.4.0"},
+         "pip install triton==3.4.0"),
+        ("torch.build", {"cuda": None}, "pip uninstall -y torch, then pip install torch==2.13.0 "),
+        ("torch.build", {"cuda": None, "hip": "6.2"},
+         "pip uninstall -y torch, then pip install torch==2.13.0 "),
+        ("torch.import", {"error": "undefined symbol: x", "works_without": False, "wheels": {}},
+         "pip install --force-reinstall --no-deps torch==2.13.0+cpu --index-url "
+         "https://download.pytorch.org/whl/cpu, or"),
+        ("torch.import", {"error": "libc10.so: cannot open shared object file: No such file or "
+                          "directory", "works_without": False, "wheels": {}},
+         "pip install --force-reinstall --no-deps torch==2.13.0+cpu --index-url "
+         "https://download.pytorch.org/whl/cpu"),
+    ],
+)  # fmt: skip
+def test_a_mend_keeps_the_version_that_is_installed(identifier, facts, fix):
+    packages = {"installed": {"torch": "2.13.0+cpu"}}
+    result = decide(identifier, facts=facts, packages=packages)
+    assert result.fix.startswith(fix)
+
+
 def test_driver_too_old_names_the_driver_that_will_do():
     result = decide("gpu.driver", {"driver_cuda": [12, 8], "driver": "570.26"})
     assert "580.65.06" in result.fix
@@ -248,6 +275,12 @@ TEXTS = [
      "host.python-headers"),
     ("ModuleNotFoundError: No module named 'setuptools'", "triton.setuptools"),
     ("ModuleNotFoundError: No module named 'accelerate'", "packages.module-missing"),
+    ("ModuleNotFoundError: No module named 'triton'", "triton.missing"),
+    ("ModuleNotFoundError: No module named 'zo2'", "zo2.missing"),
+    ("ModuleNotFoundError: No module named 'zo2.methods'", "zo2.missing"),
+    ("WARNING: Ignoring invalid distribution ~orch (/x/site-packages)", "packages.leftovers"),
+    ("InvalidError: /x/tqdm-4.dist-info/RECORD cannot be read: 'utf-8' codec can't decode",
+     "packages.unreadable"),
     ("A module that was compiled using NumPy 1.x cannot be run in\nNumPy 2.2.6 as it may crash.",
      "numpy.bridge"),
     ("RuntimeError: Numpy is not available", "numpy.bridge"),

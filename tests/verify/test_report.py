@@ -13,7 +13,7 @@ import pytest
 
 from verify.catalogue import CHECKS, GROUPS
 from verify.machine import Machine
-from verify.report import compare, document, files, junit, page, summary
+from verify.report import compare, document, files, junit, mending, page, summary
 from verify.report.table import Table
 from verify.result import Result, Status, Tier
 
@@ -74,6 +74,62 @@ def test_table_repeats_failures_and_ends_with_the_verdict():
     assert "\r" not in text
 
 
+# -- mending --------------------------------------------------------------------------------
+
+
+def failure(problem, replaces="", follows="", status=Status.FAIL, first=False):
+    return Result(
+        problem, "packages", status, "x", problem=problem, fix=f"mend {problem}",
+        replaces=frozenset(replaces.split()), follows=frozenset(follows.split()), first=first,
+    )  # fmt: skip
+
+
+DUPLICATE = failure("packages.duplicate", "transformers", status=Status.WARN, first=True)
+TOO_OLD = failure("packages.too-old", "transformers")
+HUB = failure("transformers.hub-mismatch", "huggingface-hub", "transformers")
+IMPORT = failure("transformers.import", "transformers", "torch")
+SHM = failure("host.shm")
+
+
+@pytest.mark.parametrize(
+    ("results", "steps", "withheld"),
+    [
+        ([TOO_OLD, HUB, SHM], [TOO_OLD, SHM], [HUB]),
+        ([HUB, SHM], [HUB, SHM], []),
+        ([HUB, DUPLICATE], [DUPLICATE], [HUB]),
+        ([SHM, DUPLICATE], [SHM], []),  # it breaks nothing that failed
+        ([HUB, HUB], [HUB], []),
+        ([IMPORT, failure("packages.files-missing", "torch", first=True)],
+         [failure("packages.files-missing", "torch", first=True)], [IMPORT]),
+        ([IMPORT, SHM, failure("packages.python", "*", first=True)],
+         [failure("packages.python", "*", first=True), SHM], [IMPORT]),
+    ],
+)  # fmt: skip
+def test_what_an_earlier_step_may_make_wrong_is_withheld(results, steps, withheld):
+    found = mending.plan(results)
+    assert list(found.steps) == steps
+    assert list(found.withheld) == withheld
+    assert bool(found.again) == bool(withheld)
+
+
+def test_every_report_has_the_same_steps():
+    results = [TOO_OLD, HUB]
+    out = io.StringIO()
+    Table(out, TITLES).close(results, "The verdict.")
+    shown = made(
+        results=[
+            Result(**{**vars(one), "identifier": i})
+            for one, i in zip(results, ("packages.row", "packages.metadata"), strict=True)
+        ]
+    )
+    top = page.text(shown, TITLES).partition("<h2>")[0]
+    assert shown["mend"]["steps"] == ["packages.row"]
+    for text in (out.getvalue(), top, shown["mend"]["then"]):
+        assert "hub-mismatch" in text
+        assert "mend transformers.hub-mismatch" not in text
+        assert "run verify again" in " ".join(text.split())
+
+
 # -- JSON -----------------------------------------------------------------------------------
 
 
@@ -84,8 +140,9 @@ def test_json_schema():
     assert {name: type(value).__name__ for name, value in found.items()} == {
         "schema": "int", "tool": "str", "started": "str", "seconds": "float", "tier": "str",
         "row": "NoneType", "strict": "bool", "machine": "dict", "counts": "dict",
-        "verdict": "str", "exit_code": "int", "results": "list",
+        "verdict": "str", "exit_code": "int", "mend": "dict", "results": "list",
     }  # fmt: skip
+    assert found["mend"] == {"steps": ["host.shm"], "then": ""}
     assert found["counts"] == {"PASS": 1, "WARN": 1, "FAIL": 1, "SKIP": 1}
     for result in found["results"]:
         assert {name: type(value).__name__ for name, value in result.items()} == {
@@ -104,6 +161,11 @@ def test_a_report_is_read_again_and_others_are_refused(tmp_path):
         ("[]", "not a report"),
         (json.dumps({**made(), "schema": 99}), "schema 99"),
         (json.dumps({"tool": "zo2 verify", "schema": 1, "machine": {}}), "no results"),
+        ("[" * 200_000, "not JSON"),
+        (json.dumps({**made(), "machine": []}), "the machine is no object"),
+        (json.dumps({**made(), "results": {"a": 1}}), "no list of objects"),
+        (json.dumps({**made(), "results": [1]}), "no list of objects"),
+        (json.dumps({**made(), "results": [{"identifier": "x"}]}), "result 0 lacks 'status'"),
     ):
         file.write_text(text)
         with pytest.raises(document.UnreadableError, match=said):

@@ -341,7 +341,9 @@ GROUP = Group(
             "torch.rocm",
             (),
             "This torch is for AMD GPUs, on which zo2 was not tested.",
-            "pip install --force-reinstall torch, or a tested row: python -m verify recommend",
+            "pip uninstall -y torch, then pip install {public} (of the default index), or: "
+            "python -m verify recommend",
+            replaces="torch",
         ),
     ),
 )

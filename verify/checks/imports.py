@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 
+from verify.pip import again
 from verify.process import Facts
 from verify.recommend import runs_on
 from verify.result import (
@@ -35,19 +37,24 @@ def _torch_import(facts: Facts, context: Context) -> Verdict:
         values = problem.recognise(error)
         if values is not None:
             library = values.get("library", "")
-            wheel = wheel_of(library, facts["wheels"])
-            return failed(problem.identifier, error, "", **{**values, "wheel": wheel})
+            wheel = wheel_of(library, facts["wheels"]) or again(["torch"], context.packages)
+            package = re.split(r"[ =]", wheel)[0]
+            more = {"wheel": wheel, "package": package}
+            return failed(problem.identifier, error, "", **{**values, **more})
     return failed("torch.import", error)
 
 
 def wheel_of(library: str, installed: Mapping[str, str]) -> str:
-    """The requirement that brings a CUDA library such as ``libcublas.so.12`` back."""
+    """The requirement that brings a CUDA library such as ``libcublas.so.12`` back.
+
+    Empty where it is torch's own.
+    """
     stem = library.removeprefix("lib").partition(".so")[0].lower()
     name = next((n for prefix, n in _WHEELS.items() if stem.startswith(prefix)), "")
     known = [one for one in installed if name and re.fullmatch(rf"nvidia-{name}(-cu\d+)?", one)]
     if known:
         return f"{known[0]}=={installed[known[0]]}"
-    return f"nvidia-{name} (as torch's metadata names it)" if name else "torch"
+    return f"nvidia-{name} (as torch's metadata names it)" if name else ""
 
 
 _WHEELS = {
@@ -145,7 +152,8 @@ def _triton_import(facts: Facts, context: Context) -> Verdict:
     if facts["version"]:
         return passed(f"triton {facts['version']}")
     if context.machine.gpus:
-        return failed("triton.missing", "no triton", "triton, for the noise kernels on a GPU")
+        need = "triton, for the noise kernels on a GPU"
+        return failed("triton.missing", "no triton", need, triton=shlex.quote(facts["wanted"]))
     return skipped("Triton is not installed; only a GPU needs it, and there is none")
 
 
@@ -174,6 +182,8 @@ _LIBRARY = Problem(
     ),
     "A CUDA library that torch loads is not there; pip installs it as a package of its own.",
     "pip install --force-reinstall --no-deps {wheel}",
+    replaces="{package}",
+    follows="torch",
 )
 _LD_PATH = Problem(
     "torch.ld-library-path",
@@ -185,7 +195,8 @@ _MIXED_WHEELS = Problem(
     "torch.mixed-wheels",
     ("undefined symbol: {symbol}",),
     "torch and the libraries it was built with come from different releases.",
-    "pip install --force-reinstall torch, or a fresh environment: python -m verify recommend",
+    "pip install {torch}, or a fresh environment: python -m verify recommend",
+    replaces="torch",
 )
 _LIBSTDCXX = Problem(
     "torch.libstdcxx",
@@ -286,7 +297,8 @@ GROUP = Group(
             "torch.import",
             ("Failed to load PyTorch C extensions",),
             "torch is missing or cannot be loaded.",
-            "pip install --force-reinstall torch, or a tested row: python -m verify recommend",
+            "pip install {torch}, or a tested row: python -m verify recommend",
+            replaces="torch",
         ),
         Problem(
             "torch.foreign-library",
@@ -307,8 +319,9 @@ GROUP = Group(
             "torch.cpu-only",
             ("Torch not compiled with CUDA enabled",),
             "This torch was built without CUDA, on a machine with a GPU.",
-            "pip install --force-reinstall torch from the default index, or: "
+            "pip uninstall -y torch, then pip install {public} (of the default index), or: "
             "python -m verify recommend",
+            replaces="torch",
         ),
         Problem(
             "numpy.bridge",
@@ -318,13 +331,16 @@ GROUP = Group(
             ),
             "torch and numpy were built for different interfaces (torch before 2.3 needs numpy 1).",
             "pip install 'numpy<2'",
+            replaces="numpy",
+            follows="torch",
         ),
         Problem(
             "transformers.import",
             (),
             "transformers or one of its classes cannot be imported.",
-            "pip install --force-reinstall transformers, or a tested row: "
-            "python -m verify recommend",
+            "pip install {transformers}, or a tested row: python -m verify recommend",
+            replaces="transformers",
+            follows="torch huggingface-hub tokenizers safetensors numpy",
         ),
         Problem(
             "transformers.removed-symbol",
@@ -340,24 +356,42 @@ GROUP = Group(
             ("ModuleNotFoundError: No module named 'setuptools'",),
             "This Triton imports setuptools, and no metadata says so.",
             "pip install setuptools",
+            replaces="setuptools",
+            follows="triton",
         ),
         Problem(
             "triton.missing",
             ("ModuleNotFoundError: No module named 'triton'",),
             "Triton is not installed; GPU builds of torch bring it along.",
-            "pip install --force-reinstall torch",
+            "pip install {triton}",
+            replaces="triton",
+            follows="torch",
         ),
         Problem(
             "triton.import",
             (),
             "Triton cannot be imported.",
-            "pip install --force-reinstall triton (the version that torch's metadata names)",
+            "pip install {triton}",
+            replaces="triton",
+            follows="torch",
         ),
         Problem(
             "zo2.import",
             (),
             "A part of zo2 cannot be imported.",
             "pip install --force-reinstall --no-deps . (in a clone of zo2)",
+            replaces="zo2",
+            follows="torch transformers",
+        ),
+        Problem(
+            "zo2.missing",
+            (
+                "ModuleNotFoundError: No module named 'zo2'",
+                "ModuleNotFoundError: No module named 'zo2.{part}'",
+            ),
+            "zo2 itself, or a part of it, is not installed.",
+            "pip install . (in a clone of zo2)",
+            replaces="zo2",
         ),
         _MIXED_WHEELS,
     ),

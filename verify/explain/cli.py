@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from packaging.utils import canonicalize_name
 
@@ -17,15 +18,16 @@ from verify import rows
 from verify.explain import apply, report
 from verify.explain.answer import Explanation, explain
 from verify.explain.errors import ExplainError
+from verify.explain.installed import installed
 from verify.explain.requirements import (
     Origin,
     Request,
     Requirement,
     from_names,
-    installed,
     read_file,
 )
 from verify.explain.uv import Target, Uv, cache_folder
+from verify.report.redact import LOGIN, Redactor, ordinary_words
 
 RESOLVABLE, CONFLICT, MISUSE = 0, 1, 2
 
@@ -115,24 +117,60 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@dataclass
+class _Out:
+    """Where the command speaks: user names and passwords in addresses do not get out.
+
+    Attributes:
+        as_json: whether it speaks to programs, which get one document.
+    """
+
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        # packages look like tokens (hf-transfer), and users want their paths: only what cannot
+        # be anything else is replaced
+        secrets = Redactor(os.environ, ordinary=ordinary_words(), patterns=[LOGIN])
+        self._shown = secrets.all
+
+    def answer(self, words: Iterable[str], document: Mapping[str, Any]) -> None:
+        """Say the answer, in the form that is wanted."""
+        if self.as_json:
+            print(json.dumps(self._shown(document), indent=1))
+        else:
+            print(self._shown("\n".join(words)))
+
+    def complain(self, error: ExplainError) -> None:
+        """Say why there is no answer."""
+        if self.as_json:
+            self.answer([], {"schema": report.SCHEMA, "error": str(error)})
+        self.note(f"explain: {error}")
+
+    def note(self, text: str) -> None:
+        """Say something beside the answer."""
+        print(self._shown(text), file=sys.stderr)
+
+
 def main(argv: list[str]) -> int:
     """Run the command; the result is its exit code."""
-    as_json = "--json" in argv
+    out = _Out(as_json="--json" in argv)
     try:
-        options = _parser().parse_intermixed_args(argv)
-        return _run(options)
+        return _run(_parser().parse_intermixed_args(argv), out)
     except ExplainError as error:
-        if as_json:
-            print(json.dumps({"schema": report.SCHEMA, "error": str(error)}, indent=1))
-        print(f"explain: {error}", file=sys.stderr)
+        out.complain(error)
         return MISUSE
     except KeyboardInterrupt:
         return 130
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, out: _Out) -> int:
     row = _row(options.row) if options.row else None
     request = _request(options, row)
+    if options.extra and not any(file.suffix == ".toml" for file in request.files):
+        raise ExplainError(
+            f"--extra {', '.join(options.extra)}: extras are those of a pyproject.toml, and none "
+            "is given with -r. The extra of a package is asked for as in 'package[extra]'."
+        )
     requirements = _kept(request.requirements, options.keep)
     target = Target(
         python=_python(options.python or (row.pythons[0] if row else Target.python)),
@@ -143,22 +181,28 @@ def _run(options: argparse.Namespace) -> int:
         options=request.options,
         offline=options.offline,
     )
+    _suitable(target.python, request)
     uv = Uv(target, options.cache or cache_folder(), refresh=options.refresh)
     names = {name for r in rows.load().values() for lock in r.locked.values() for name in lock}
     found = explain(requirements, uv, names) if requirements else Explanation((), {})
-    if options.json:
-        shown = {k: v for k, v in asdict(target).items() if k != "options"}  # may hold passwords
-        print(json.dumps(report.as_json(found, shown), indent=1))
-    else:
-        also = _differences(row, target.python, found.versions) if row else {}
-        print("\n".join(report.words(found, str(target), also)))
+    shown = {k: v for k, v in asdict(target).items() if k != "options"}
+    document = report.as_json(found, shown)
+    also = _differences(row, target.python, found.versions) if row else {}
+    words = list(report.words(found, str(target), also))
+    wanted = options.apply is not None and found.conflicts and not found.unknown
+    try:
+        done = _apply(found, options.apply) if wanted else ""
+    except ExplainError as error:  # the answer stands, though it was not written
+        out.answer(words, {**document, "error": str(error)})
+        out.note(f"explain: {error}")
+        return MISUSE
+    out.answer(words, document)
+    if done:
+        out.note(done)
+        return RESOLVABLE
     if found.unknown:
         return MISUSE
-    if not found.conflicts:
-        return RESOLVABLE
-    if options.apply is None:
-        return CONFLICT
-    return _apply(found, options.apply)
+    return CONFLICT if found.conflicts else RESOLVABLE
 
 
 def _request(options: argparse.Namespace, row: rows.Row | None) -> Request:
@@ -184,8 +228,7 @@ def _request(options: argparse.Namespace, row: rows.Row | None) -> Request:
         request += read_file(file, constraint=True)
     if options.installed:  # what is named replaces what is installed
         named = {r.name for r in request.requirements}
-        found = (r for r in installed().requirements if r.name not in named)
-        request += Request(tuple(found))
+        request += installed((options.cache or cache_folder()) / "installed", named)
     return request
 
 
@@ -212,6 +255,15 @@ def _python(version: str) -> str:
     return version
 
 
+def _suitable(python: str, request: Request) -> None:
+    for origin, versions in request.pythons:
+        if not versions.contains(python, prereleases=True):
+            raise ExplainError(
+                f"{origin}: the project needs Python {versions}, and this is asked for Python "
+                f"{python}. Name one that fits with --python."
+            )
+
+
 def _differences(
     row: rows.Row, python: str, versions: Mapping[str, str]
 ) -> dict[str, tuple[str, str]]:
@@ -220,7 +272,12 @@ def _differences(
     return {n: (locked[n], v) for n, v in versions.items() if locked.get(n, v) != v}
 
 
-def _apply(found: Explanation, number: int) -> int:
+def _apply(found: Explanation, number: int) -> str:
+    """Write a change into the files; the result says so.
+
+    Raises:
+        ExplainError: there is no such change, or it cannot be written.
+    """
     if not found.changes:
         raise ExplainError("There is no change to apply.")
     if not 1 <= number <= len(found.changes):
@@ -234,5 +291,4 @@ def _apply(found: Explanation, number: int) -> int:
         )
     apply.write(edits)
     names = ", ".join(edit.name for edit in edits)
-    print(f"Change {number} is written to {names}.", file=sys.stderr)
-    return RESOLVABLE
+    return f"Change {number} is written to {names}."

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from verify.explain.oracle import Answer, Ask, World, stated
 from verify.explain.requirements import Origin, Requirement
 from verify.explain.runtime import broken
 from verify.floors import Floor
+
+_PROBE = Origin(label="probe")  # of what is asked only to learn something
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ class Reason:
 
     Attributes:
         kind: ``"meet"`` (two demands), ``"runtime"`` (a floor), ``"unknown-package"``,
-            ``"no-version"``, ``"no-wheel"``, ``"source-only"``, ``"python"``, or ``"quote"``.
+            ``"no-version"``, ``"yanked"``, ``"no-wheel"``, ``"source-only"``, ``"python"``, or
+            ``"quote"``.
         demands: those that meet.
         package: what a reason with a single requirement is about.
         floor: the floor that is broken.
-        detail: the versions of a broken floor's packages, a Python version, or uv's words.
+        detail: the versions of a broken floor's packages, yanked versions, a Python version, or
+            uv's words.
     """
 
     kind: str
@@ -70,7 +75,8 @@ def reason(
     if answer.resolves:
         return _runtime(members, answer, floors)
     if len(members) == 1:
-        return _alone(members[0], answer.refusal)
+        why = _yanked(members[0], answer.refusal, ask)
+        return why or _alone(members[0], answer.refusal)
     for one in members:
         meeting = next(_meetings(one, conflict - {one}, order, ask), None)
         if meeting:
@@ -114,14 +120,36 @@ def _alone(requirement: Requirement, refusal: str) -> Reason:
     return Reason("quote", detail=refusal)
 
 
+def _yanked(requirement: Requirement, refusal: str, ask: Ask) -> Reason | None:
+    """The releases with which a requirement resolves, if these are yanked.
+
+    Of a yanked release that has sources too the resolver says that there is no wheel, for it looks
+    at none; so each release that it rules out is asked for by a pin.
+    """
+    said = re.findall(r"([A-Za-z0-9._-]+)==(\S+) (was yanked|has no usable wheels)", refusal)
+    pins = [Requirement(f"{name}=={version}", _PROBE) for name, version, _ in said]
+    answers = ask([frozenset({requirement, pin}) for pin in pins])
+    found: dict[str, set[str]] = {}
+    for (name, version, why), answer in zip(said, answers, strict=True):
+        if any(f"`{name}=={version}` is yanked" in warning for warning in answer.warnings):
+            found.setdefault(name, set()).add(version)
+        elif why != "was yanked":
+            return None  # this one may be built
+    if not found:
+        return None
+    package, versions = next(iter(found.items()))
+    return Reason("yanked", package=package, detail=", ".join(sorted(versions, key=Version)))
+
+
 def _meetings(
     one: Requirement, rest: World, order: Sequence[Requirement], ask: Ask
 ) -> Iterator[tuple[Demand, Demand]]:
     """Pairs of demands that exclude each other, one from each side."""
-    alone, others = ask([frozenset({one}), rest])
+    # a constraint asks for nothing; what it would allow is what it is about
+    alone, others = ask([frozenset({replace(one, constraint=False)}), rest])
     shared = [p for p, v in alone.versions.items() if others.versions.get(p, v) != v]
-    if one.constraint and one.name in others.versions:  # alone it asks for nothing
-        shared.append(one.name)
+    if one.constraint:
+        shared = [one.name] if one.name in others.versions else []
     members = [r for r in order if r in rest]
 
     def steps(package: str) -> tuple[bool, int]:
@@ -158,7 +186,7 @@ def _demands(
     ]
     for parent in answer.parents.get(package, ()):
         release = (parent, answer.versions.get(parent, ""))
-        specifier = _edge(release, package, other_version, ask)
+        specifier = _edge(_release(release, members), package, other_version, ask)
         if specifier:
             for root, chain in _bringers(parent, members, answer):
                 found.append(Demand(package, specifier, release, root, chain))
@@ -166,19 +194,20 @@ def _demands(
     return found
 
 
-def _edge(release: tuple[str, str], package: str, unwanted: str, ask: Ask) -> str:
+def _release(release: tuple[str, str], members: Sequence[Requirement]) -> Requirement | None:
+    """What asks for a release: a pin, or the requirement that says where it comes from."""
+    name, version = release
+    if version:
+        return Requirement(f"{name}=={version}", _PROBE)
+    return next((r for r in members if r.name == name and r.parsed and r.parsed.url), None)
+
+
+def _edge(release: Requirement | None, package: str, unwanted: str, ask: Ask) -> str:
     """What a release wants of a package, if it does not want the version ``unwanted``."""
-    if not release[1] or not unwanted:
+    if not release or not unwanted:
         return ""
-    place = Origin(label="probe")
-    pair = frozenset(
-        {
-            Requirement(f"{release[0]}=={release[1]}", place),
-            Requirement(f"{package}=={unwanted}", place),
-        }
-    )
-    (answer,) = ask([pair])
-    return stated(answer.refusal, release[0], package)
+    (answer,) = ask([frozenset({release, Requirement(f"{package}=={unwanted}", _PROBE)})])
+    return stated(answer.refusal, release.name, package)
 
 
 def _bringers(

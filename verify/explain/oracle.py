@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
@@ -51,14 +52,25 @@ def suspects(refusal: str, world: World) -> World:
 
 def stated(refusal: str, name: str, package: str) -> str:
     """What a refusal says that the pinned release of ``name`` needs of a package, or nothing."""
-    found = re.search(
-        rf"(?:\b{re.escape(name)}==\S+ depends|all versions of {re.escape(name)} depend) on "
-        rf"{re.escape(package)}(?:\[[^\]]*\])?(?:\{{[^}}]*\}})?([<>=!~]\S*)",
-        refusal,
-    )
-    specifier = found[1].rstrip(",.") if found else ""
+    who = rf"(?:\b{re.escape(name)}==\S+ depends|all versions of {re.escape(name)} depend) on "
+    what = rf"{re.escape(package)}(?:\[[^\]]*\])?(?:\{{[^}}]*\}})?([<>=!~]\S*)"
+    several = re.search(rf"{who}one of:\n((?:\s*{what}\n)+)", refusal)
+    single = re.search(who + what, refusal)
+    ranges = re.findall(what, several[1]) if several else [single[1]] if single else [""]
+    specifier = _together([text.rstrip(",.") for text in ranges])
     try:
         SpecifierSet(specifier)
     except InvalidSpecifier:
         return ""
     return specifier
+
+
+def _together(ranges: Sequence[str]) -> str:
+    """One specifier for ranges between which single versions are left out, or nothing."""
+    parts = [text.split(",") for text in ranges]
+    holes = []
+    for (*_, end), (begin, *_) in pairwise(parts):
+        if (end[:1], begin[:1]) != ("<", ">") or end[1:] != begin[1:]:
+            return ""
+        holes.append(f"!={end[1:]}")
+    return ",".join([*parts[0][:-1], *holes, *parts[-1][1:]]) if holes else ranges[0]

@@ -110,6 +110,14 @@ def _reason(conflict: Conflict) -> Iterator[str]:
         yield f"The index has no package {why.package}.{guess}"
     elif why.kind == "no-version":
         yield from _no_version(conflict)
+    elif why.kind == "yanked":
+        versions = why.detail.split(", ")
+        verb = "is" if len(versions) == 1 else "are"
+        yield (
+            f"Of {why.package} only {_listed(versions)} would do, and {verb} yanked: withdrawn by "
+            f"its authors. A yanked release counts only if it is pinned: "
+            f"{why.package}=={versions[-1]}"
+        )
     elif why.kind in ("no-wheel", "source-only", "python") and conflict.nearby:
         release = f"{why.package} {conflict.requirements[0].pinned}"
         yield f"{release} has wheels only for Python {_listed(conflict.nearby)}."
@@ -158,7 +166,7 @@ def meeting(why: Reason) -> str:
 
 def _demand(demand: Demand, name_it: bool) -> str:
     if demand.by:
-        return f"{' '.join(demand.by)} needs {demand.package}{demand.specifier}"
+        return f"{_name(demand.by)} needs {demand.package}{demand.specifier}"
     root = demand.root
     package = f"{demand.package} " if name_it else ""
     if root.constraint:
@@ -174,6 +182,11 @@ def _demand(demand: Demand, name_it: bool) -> str:
     return f"{who} ask{'' if who == 'you' else 's'} for {demand.package}{demand.specifier}"
 
 
+def _name(release: tuple[str, str]) -> str:
+    """A release, with its version if it is known: what comes from an address has none."""
+    return " ".join(release).rstrip()
+
+
 def _have(demand: Demand) -> str:
     if demand.root.name == demand.package and demand.root.pinned:
         return f"you pinned {demand.specifier}"
@@ -184,7 +197,7 @@ def _chain(demand: Demand) -> str:
     """How a release came in, if the user did not ask for it."""
     if len(demand.chain) < 2:
         return ""
-    steps = ", which brings in ".join(" ".join(release) for release in demand.chain[1:])
+    steps = ", which brings in ".join(map(_name, demand.chain[1:]))
     return f"{demand.root} ({place(demand.root)}) brings in {steps}."
 
 
@@ -311,7 +324,7 @@ def _json_demand(demand: Demand) -> dict[str, Any]:
     return {
         "package": demand.package,
         "specifier": demand.specifier,
-        "by": " ".join(demand.by) if demand.by else None,
+        "by": _name(demand.by) if demand.by else None,
         "through": str(demand.root),
-        "chain": [" ".join(release) for release in demand.chain],
+        "chain": [_name(release) for release in demand.chain],
     }

@@ -1,4 +1,4 @@
-"""Reading what is asked for: requirements files, a pyproject, names, an environment.
+"""Reading what is asked for: requirements files, a pyproject, names.
 
 Every requirement keeps the place it was read from, so that a conflict can be shown and a change
 written back there.
@@ -11,12 +11,10 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as Parsed
@@ -25,6 +23,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from verify.explain.errors import ExplainError
+from verify.explain.pyproject import read_project
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Requirement:
         was: the pin of which this is an older form.
         hashes: whether the line carries hashes.
         label: what to call it if it has no name (a path, an address).
+        shown: how it reads for people, if not like its text.
     """
 
     text: str
@@ -69,6 +69,7 @@ class Requirement:
     was: str = ""
     hashes: bool = False
     label: str = ""
+    shown: str = ""
 
     @cached_property
     def parsed(self) -> Parsed | None:
@@ -103,10 +104,10 @@ class Requirement:
 
     def with_specifier(self, specifier: str) -> Requirement:
         """The same requirement with other versions; its extras and marker stay as written."""
-        return replace(self, text=replace_specifier(self.text, specifier))
+        return replace(self, text=replace_specifier(self.text, specifier), shown="")
 
     def __str__(self) -> str:
-        return self.label or self.text
+        return self.shown or self.label or self.text
 
 
 @dataclass(frozen=True)
@@ -118,22 +119,29 @@ class Request:
         options: arguments for uv that the files contain (indexes and the like).
         prerelease: whether a file asks for pre-releases.
         files: the files that were read.
+        pythons: the versions of Python that projects are for, with the place that says so.
     """
 
     requirements: tuple[Requirement, ...] = ()
     options: tuple[str, ...] = ()
     prerelease: bool = False
     files: tuple[Path, ...] = ()
+    pythons: tuple[tuple[Origin, SpecifierSet], ...] = ()
 
     def __add__(self, other: Request) -> Request:
-        seen = set(self.requirements)
-        fresh = tuple(r for r in other.requirements if r not in seen)
-        return Request(
-            self.requirements + fresh,
-            self.options + other.options,
-            self.prerelease or other.prerelease,
-            self.files + other.files,
-        )
+        return joined([self, other])
+
+
+def joined(requests: Iterable[Request]) -> Request:
+    """All that several requests ask for, each requirement once."""
+    parts = list(requests)
+    return Request(
+        tuple(dict.fromkeys(r for part in parts for r in part.requirements)),
+        tuple(option for part in parts for option in part.options),
+        any(part.prerelease for part in parts),
+        tuple(file for part in parts for file in part.files),
+        tuple(python for part in parts for python in part.pythons),
+    )
 
 
 # ---- one requirement ------------------------------------------------------------------------
@@ -152,25 +160,37 @@ def replace_specifier(text: str, specifier: str) -> str:
     return match["head"] + gap[0] + specifier + match["tail"]
 
 
-def parse(text: str, origin: Origin) -> Requirement:
+def parse(text: str, origin: Origin, expand: bool = False) -> Requirement:
     """Read one requirement.
+
+    Args:
+        text: as it is written.
+        origin: where.
+        expand: whether ``${NAME}`` in it is the variable of that name. Their values are often
+            secret, so the requirement is shown as it is written.
 
     Raises:
         ExplainError: it is none; the sentence says where, and guesses what was meant.
     """
     bare, hashes = _without_line_options(text)
-    opaque = _opaque(bare, origin)
+    value = expanded(bare) if expand else bare
+    opaque = _opaque(value)
     if opaque is not None:
-        return replace(opaque, hashes=hashes)
+        return Requirement(opaque, origin, hashes=hashes, label=bare)
     try:
-        Parsed(bare)
+        Parsed(value)
     except InvalidRequirement as error:
         reason = str(error).splitlines()[0].rstrip(":. ")
         raise ExplainError(
             f"{origin}: {bare!r} is not a requirement: {reason[:1].lower()}{reason[1:]}."
             + _meant(bare)
         ) from None
-    return Requirement(bare, origin, hashes=hashes)
+    return Requirement(value, origin, hashes=hashes, shown=bare if value != bare else "")
+
+
+def expanded(text: str) -> str:
+    """``text`` with the values of environment variables, which are written ``${NAME}``."""
+    return re.sub(r"\$\{([A-Z0-9_]+)\}", lambda m: os.environ.get(m[1], m[0]), text)
 
 
 def _meant(text: str) -> str:
@@ -187,8 +207,8 @@ def _without_line_options(text: str) -> tuple[str, bool]:
     return (text[: match.start()].strip(), "--hash" in text) if match else (text.strip(), False)
 
 
-def _opaque(text: str, origin: Origin) -> Requirement | None:
-    """A path or an address without a name; uv reads what is there."""
+def _opaque(text: str) -> str | None:
+    """A path or an address without a name, in a form that uv reads wherever it runs."""
     editable = re.match(r"(?:-e|--editable)(?:\s+|=)(.+)", text)
     target = editable[1].strip() if editable else text
     address = re.match(r"(?:[a-z+]+)://|file:", target)
@@ -197,17 +217,16 @@ def _opaque(text: str, origin: Origin) -> Requirement | None:
     )
     if not (editable or address or (path and " @ " not in target)):
         return None
-    if not address:
+    if not address:  # as for pip, below the working directory, whichever file it stands in
         bare, _, extras = target.partition("[")
-        folder = Path(origin.file).parent if origin.file else Path()
-        target = str((folder / bare).resolve()) + (f"[{extras}" if extras else "")
-    return Requirement(f"-e {target}" if editable else target, origin, label=text)
+        target = str(Path(bare).resolve()) + (f"[{extras}" if extras else "")
+    return f"-e {target}" if editable else target
 
 
 # ---- files ----------------------------------------------------------------------------------
 
-_IGNORED = ("--prefer-binary", "--require-hashes", "--use-feature", "--no-build-isolation")
-_WITH_VALUE = {
+_IGNORED = ("--prefer-binary", "--require-hashes", "--no-build-isolation", "--use-feature")
+_PASSED_ON = {
     "-i": "--default-index",
     "--index-url": "--default-index",
     "--pypi-url": "--default-index",
@@ -216,6 +235,8 @@ _WITH_VALUE = {
     "--find-links": "--find-links",
     "--trusted-host": "--allow-insecure-host",
 }
+_INCLUDES = ("-r", "--requirement", "-c", "--constraint")
+_WITH_VALUE = (*_PASSED_ON, *_INCLUDES, "--no-binary", "--only-binary", "--use-feature")
 
 
 _MARKS = {
@@ -226,21 +247,37 @@ _MARKS = {
 
 
 def decode(data: bytes, name: str) -> tuple[str, str]:
-    """The text of a file and its encoding: PowerShell's ``>`` writes UTF-16.
+    """The text of a file and its encoding.
+
+    PowerShell's ``>`` writes UTF-16; a comment at the top may name another, as in Python.
 
     Raises:
         ExplainError: it is not text.
     """
-    encoding = next((e for mark, e in _MARKS.items() if data.startswith(mark)), "utf-8")
+    encoding = next((e for mark, e in _MARKS.items() if data.startswith(mark)), "")
+    encoding = encoding or _named_encoding(data, name) or "utf-8"
     try:
         text = data.decode(encoding)
+    except LookupError:
+        raise ExplainError(
+            f"{name}: there is no encoding {encoding!r}; save the file as UTF-8."
+        ) from None
     except UnicodeDecodeError as error:
         raise ExplainError(
-            f"{name}: not a text file in UTF-8 (byte {error.start}); save it as UTF-8."
+            f"{name}: not a text file in {encoding.upper()} (byte {error.start}); save it as UTF-8."
         ) from None
     if "\0" in text:
         raise ExplainError(f"{name}: not a text file; name a requirements file or a pyproject.")
     return text, encoding
+
+
+def _named_encoding(data: bytes, name: str) -> str:
+    """The encoding that one of the first two lines names in a comment, if one does."""
+    for line in [] if name.endswith(".toml") else data.splitlines()[:2]:
+        found = re.match(rb"\s*#.*coding[:=]\s*([\w.-]+)", line)
+        if found:
+            return found[1].decode("ascii", "replace")
+    return ""
 
 
 def read_file(path: str, extras: Sequence[str] = (), constraint: bool = False) -> Request:
@@ -282,53 +319,65 @@ class _Reader:
         return found + Request(files=(path,))
 
     def _lines(self, text: str, name: str, constraint: bool) -> Request:
-        found = Request()
-        for number, line in logical_lines(text):
-            found += self._line(line, Origin(name, number), constraint)
-        return found
+        return joined(
+            self._line(line, Origin(name, number), constraint)
+            for number, line in logical_lines(text)
+        )
 
     def _line(self, line: str, origin: Origin, constraint: bool) -> Request:
-        line = re.sub(r"\$\{([A-Z0-9_]+)\}", lambda m: os.environ.get(m[1], m[0]), line)
         if not line.startswith("-") or re.match(r"(-e\b|--editable\b)", line):
-            return Request((replace(parse(line, origin), constraint=constraint),))
+            return Request((replace(parse(line, origin, True), constraint=constraint),))
         try:
-            words = shlex.split(line.replace("\\", "\\\\"))
+            words = shlex.split(expanded(line).replace("\\", "\\\\"))
         except ValueError as error:
             raise ExplainError(f"{origin}: {line!r} is unreadable: {error}.") from None
-        return self._option(words, line, origin, constraint)
+        return joined(
+            self._option(option, value, line, origin, constraint)
+            for option, value in _options(words)
+        )
 
-    def _option(self, words: list[str], line: str, origin: Origin, constraint: bool) -> Request:
-        option, equals, value = words[0].partition("=")
-        short = re.match(r"(-[rcif])(.+)", words[0])
-        if short:
-            option, equals, value = short[1], "=", short[2]
-        values = [value] if equals else words[1:]
+    def _option(
+        self, option: str, value: str, line: str, origin: Origin, constraint: bool
+    ) -> Request:
+        if option in _WITH_VALUE and not value:
+            raise ExplainError(f"{origin}: {line!r} lacks the value of {option}.")
         folder = Path(origin.file).parent
-        if option in ("-r", "--requirement", "-c", "--constraint") and len(values) == 1:
-            if "://" in values[0]:
+        if option in _INCLUDES:
+            if "://" in value:
                 raise ExplainError(
-                    f"{origin}: {values[0]} is an address; download it and name the file."
+                    f"{origin}: {line!r} names an address; download it and name the file."
                 )
             is_constraint = constraint or option in ("-c", "--constraint")
-            name = os.path.normpath(folder / values[0])
-            return self.read(name, is_constraint, str(origin))
-        if option in _WITH_VALUE and len(values) == 1:
-            local = folder / values[0]
+            return self.read(os.path.normpath(folder / value), is_constraint, str(origin))
+        if option in _PASSED_ON:
+            local = folder / value
             if option in ("-f", "--find-links") and local.exists():
-                values = [str(local.resolve())]
-            return Request(options=(_WITH_VALUE[option], values[0]))
+                value = str(local.resolve())
+            return Request(options=(_PASSED_ON[option], value))
         if option == "--no-index":
             return Request(options=("--no-index",))
         if option == "--pre":
             return Request(prerelease=True)
-        if option in ("--no-binary", "--only-binary") and len(values) == 1:
+        if option in ("--no-binary", "--only-binary"):
             # everything is asked for in wheels; what may be built is said by name
-            names = [n for n in values[0].split(",") if not n.startswith(":")]
+            names = [n for n in value.split(",") if not n.startswith(":")]
             built = names if option == "--no-binary" else []
             return Request(options=tuple(w for n in built for w in ("--no-binary", n)))
         if option in _IGNORED:
             return Request()
         raise ExplainError(f"{origin}: {line!r} is not an option of requirements files.")
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(option, value) of each option on a line; what lacks a value has an empty one."""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        short = re.match(r"(-[rcif])=?(.+)", word)
+        option, _, value = word.partition("=") if not short else (short[1], "", short[2])
+        if option in _WITH_VALUE and not value and rest and not rest[0].startswith("-"):
+            value = rest.pop(0)
+        yield option, value
 
 
 def logical_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -347,52 +396,11 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
         yield first, joined.strip()
 
 
-def _toml() -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        return tomllib
-    try:
-        import tomli  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise ExplainError(
-            "Reading a pyproject needs Python 3.11 or the package tomli: pip install tomli"
-        ) from None
-    return tomli
-
-
 def _pyproject(text: str, name: str, extras: Sequence[str]) -> Request:
-    toml = _toml()
-    try:
-        content = toml.loads(text)
-    except toml.TOMLDecodeError as error:
-        raise ExplainError(f"{name}: not valid TOML: {error}.") from None
-    project = content.get("project")
-    if project is None:
-        hint = " Poetry's own tables are not read." if "poetry" in content.get("tool", {}) else ""
-        raise ExplainError(f"{name} has no [project] table, so it asks for nothing.{hint}")
-    groups = [project.get("dependencies", [])]
-    optional = {
-        canonicalize_name(k): v for k, v in project.get("optional-dependencies", {}).items()
-    }
-    for extra in extras:
-        if canonicalize_name(extra) not in optional:
-            known = ", ".join(optional) or "none"
-            raise ExplainError(f"{name} has no extra {extra!r}. It has: {known}.")
-        groups.append(optional[canonicalize_name(extra)])
-    found = Request()
-    lines = text.splitlines()
-    for group in groups:
-        for entry in group:
-            if not isinstance(entry, str):
-                raise ExplainError(f"{name}: {entry!r} is not a requirement.")
-            line = next((n for n, content in enumerate(lines, 1) if _quoted(entry, content)), 0)
-            found += Request((parse(entry, Origin(name, line)),))
-    return found
-
-
-def _quoted(entry: str, line: str) -> bool:
-    return f'"{entry}"' in line or f"'{entry}'" in line or entry.replace('"', '\\"') in line
+    project = read_project(text, name, extras)
+    found = tuple(parse(entry, Origin(name, line)) for entry, line in project.entries)
+    pythons = ((Origin(name, project.python_line), project.python),)
+    return joined([Request(found, pythons=pythons)])
 
 
 # ---- other sources --------------------------------------------------------------------------
@@ -402,38 +410,3 @@ def from_names(names: Sequence[str]) -> Request:
     """Requirements that were given as arguments."""
     place = Origin(label="command line")
     return Request(tuple(parse(name, place) for name in names))
-
-
-def installed() -> Request:
-    """One pin for each distribution of the running environment.
-
-    A distribution that came from a folder or an address is on no index: what it needs is asked
-    for in its stead. Local versions such as ``2.4.0+cu121`` are on no public index either, and
-    are asked for as what they are builds of.
-    """
-    found: dict[str, Requirement] = {}
-    place = Origin(label="installed")
-    local: list[metadata.Distribution] = []
-    for dist in metadata.distributions():
-        name = canonicalize_name(dist.metadata["Name"] or "")
-        if not name or name in found:  # a second copy on the path is never imported
-            continue
-        if dist.read_text("direct_url.json"):
-            local.append(dist)
-            continue
-        try:
-            version = Version(dist.version).public
-        except InvalidVersion:
-            raise ExplainError(
-                f"The installed {name} says its version is {dist.version!r}, which is none. "
-                f"Reinstall it: pip install --force-reinstall {name}"
-            ) from None
-        found[name] = Requirement(f"{name}=={version}", place)
-    needs = [
-        Requirement(need, Origin(label=f"needed by {dist.metadata['Name']} {dist.version}"))
-        for dist in local
-        for need in dist.requires or []
-        if "extra ==" not in need
-    ]
-    ordered = [found[name] for name in sorted(found)]
-    return Request(tuple(ordered + needs))

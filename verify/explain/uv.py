@@ -87,6 +87,7 @@ def cache_folder() -> Path:
     return base / "zo2" / "explain"
 
 
+_MEANING = 2  # raised when what is kept would be read or asked otherwise
 _FRESH = 3600.0  # seconds for which an answer about today's index is believed
 _PATIENCE = 300.0  # seconds for one question
 
@@ -237,8 +238,8 @@ class Uv:
             for name, value in os.environ.items()
             if name.startswith("UV_") and name not in ("UV_CACHE_DIR", "UV_OFFLINE")
         }
-        machine = (sys.platform, platform.machine())
-        parts = (self._version, machine, self.target.arguments(), asdict(question), settings)
+        asker = (_MEANING, self._version, sys.platform, platform.machine())
+        parts = (asker, self.target.arguments(), asdict(question), settings)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def _uv_version(self) -> str:
@@ -345,6 +346,9 @@ def _refusal(said: str, question: _Question) -> str:
     Raises:
         ExplainError: uv could not decide, so nothing is known about the requirements.
     """
+    denied = re.search(r"\b(401 Unauthorized|403 Forbidden)\b", said)
+    if denied:  # uv goes on as if the index did not have the package
+        raise ExplainError(_denial(said, denied[1]))
     if _CONFLICT not in said:
         raise ExplainError(_trouble(said))
     if "in the cache" in said or "network was disabled" in said:
@@ -356,12 +360,31 @@ def _refusal(said: str, question: _Question) -> str:
     return (reasons or said).strip()
 
 
+def _denial(said: str, status: str) -> str:
+    """One sentence about who lets nobody in, and what to do."""
+    hint = said.partition("hint:")[2] or said
+    where = re.search(r"\w+://[^\s`'\")]+", hint)
+    return (
+        f"The index{f' {where[0]}' if where else ''} refused access ({status}). Nothing is known "
+        "about the requirements. Check the address, and the user name and password that belong "
+        "to it (in the address, or in ~/.netrc)."
+    )
+
+
 def _trouble(said: str) -> str:
     """One sentence about why uv gave no answer."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     causes = [line.removeprefix("cause:").strip() for line in lines if line.startswith("cause:")]
     first = next((x.removeprefix("error:").strip() for x in lines if x.startswith("error:")), said)
-    network = re.search(r"[Ff]ailed to fetch:? `?([^\s`]+)", said)
+    if "Git operation failed" in said:
+        # its command is among the causes, its own words follow them
+        fatal = [line.removeprefix("fatal:").strip() for line in lines if "fatal:" in line]
+        told = fatal[-1] if fatal else causes[-1]
+        return (
+            f"Git could not get what is asked for: {told.rstrip('.')}. Nothing is known about the "
+            "requirements. Check the address, the branch, and the connection."
+        )
+    network = re.search(r"[Ff]ailed to fetch:? `?(\w+://[^\s`]+)", said)
     if network or "error sending request" in said or "dns error" in said:
         where = network[1] if network else "The package index"
         return (

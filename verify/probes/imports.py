@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from verify.versions import canonical
+from verify.probes import packages
+from verify.versions import InvalidError, Requirement
 
 _CLASSES = (
     "PreTrainedModel",
@@ -37,9 +38,9 @@ def torch_import(options: Mapping[str, Any]) -> dict[str, Any]:
             "error": f"{error}",
             "works_without": _imports_without_library_path("torch"),
             "wheels": {
-                canonical(one.metadata["Name"]): one.version
-                for one in metadata.distributions()
-                if one.metadata["Name"].startswith("nvidia")
+                name: version
+                for name, version in packages.row({})["installed"].items()
+                if name.startswith("nvidia")
             },
         }
     return {
@@ -135,9 +136,18 @@ def triton_import(options: Mapping[str, Any]) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
-        return {"version": None}
+        return {"version": None, "wanted": _needed("torch", "triton")}
     importlib.import_module("triton.runtime.build")
     return {"version": triton.__version__}
+
+
+def _needed(who: str, name: str) -> str:
+    """What the metadata of ``who`` say of the package ``name``; its name if nothing."""
+    try:
+        needs = map(Requirement.parse, metadata.requires(who) or [])
+        return next((name + need.specifier for need in needs if need.name == name), name)
+    except (metadata.PackageNotFoundError, InvalidError):
+        return name
 
 
 def zo2_import(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,15 @@ import sys
 import sysconfig
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from verify.versions import InvalidError, Requirement, canonical, marker_environment
+from verify.versions import InvalidError, Requirement, Version, canonical, marker_environment
 
+_LEFT_BY_PIP = "~"  # begins the names of folders that pip renames while it replaces them
 _NOT_IMPORTED = {"tests", "test", "docs", "examples", "benchmarks"}  # strays of several packages
 
 
@@ -33,32 +36,37 @@ def python(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions by distribution."""
-    return {"installed": _versions(), "python": ".".join(map(str, sys.version_info[:2]))}
+    """Versions by distribution, and where those come from that no index gave."""
+    return {
+        "installed": _versions(),
+        "origins": {name: url for name, one in _first().items() if (url := _origin(one))},
+        "unreadable": _unreadable(),
+        "python": ".".join(map(str, sys.version_info[:2])),
+    }
 
 
 def consistency(options: Mapping[str, Any]) -> dict[str, Any]:
     """Every requirement that applies here, of every distribution."""
-    requires, unreadable = [], []
+    requires, unreadable = [], _unreadable()
     for name, one in _first().items():
         try:
-            requires += [[name, need.name, need.specifier] for need in _applying(name)]
-            if not one.version:
-                unreadable.append(f"{name}: no version")
+            needs = _applying(name)
+            requires += [[name, need.name, need.specifier, need.url] for need in needs]
         except InvalidError as error:
-            unreadable.append(f"{name}: {error}")
+            unreadable.append([name, str(_folder(one)), f"{error}"])
     return {"installed": _versions(), "requires": requires, "unreadable": unreadable}
 
 
 def duplicates(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Distributions that are there more than once: [version, directory] of each."""
+    """Distributions that are there more than once: [version, directory, metadata] of each."""
     return {
         "duplicates": {
-            name: [[one.version, str(_directory(one))] for one in several]
-            for name, several in _all().items()
+            name: [[one.version, str(_directory(one)), str(_folder(one))] for one in several]
+            for name, several in _all().found.items()
             if len({_directory(one) for one in several}) > 1
             or len({one.version for one in several}) > 1
-        }
+        },
+        "leftovers": [str(path) for path in _leftovers()],
     }
 
 
@@ -91,6 +99,7 @@ def files(options: Mapping[str, Any]) -> dict[str, Any]:
         "count": count,
         "missing": {name: [len(paths), *paths[:3]] for name, paths in missing.items()},
         "installed": {name: _versions()[name] for name in missing},
+        "origins": {name: url for name in missing if (url := _origin(_first()[name]))},
     }
 
 
@@ -105,23 +114,66 @@ def build(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"version": found.get("__version__"), "cuda": found.get("cuda"), "hip": found.get("hip")}
 
 
+@dataclass(frozen=True)
+class _Installed:
+    """All distributions by canonical name, in the order of the path; and those without metadata.
+
+    Of the latter [name, folder, reason] are known, the name from the folder's.
+    """
+
+    found: Mapping[str, list[metadata.Distribution]]
+    broken: list[list[str]]
+
+
 @functools.lru_cache(maxsize=1)
-def _all() -> dict[str, list[metadata.Distribution]]:
-    """All distributions by canonical name, in the order of the path."""
+def _all() -> _Installed:
     found: dict[str, list[metadata.Distribution]] = defaultdict(list)
-    seen = set()
+    broken: list[list[str]] = []
+    folders: dict[str, metadata.Distribution] = {}
     for one in metadata.distributions():
-        place = str(getattr(one, "_path", id(one)))
-        name = one.metadata["Name"] if one.metadata is not None else None
-        if place not in seen and name:
-            seen.add(place)
+        if not _folder(one).name.startswith(_LEFT_BY_PIP):
+            folders.setdefault(str(_folder(one)), one)
+    for folder, one in folders.items():
+        name, reason = _name(one)
+        if name:
             found[canonical(name)].append(one)
-    return dict(found)
+        else:
+            broken.append([canonical(Path(folder).stem.partition("-")[0]), folder, reason])
+    return _Installed(dict(found), broken)
+
+
+def _name(one: metadata.Distribution) -> tuple[str, str]:
+    """A distribution's name; or none, and why its metadata do not say name and version."""
+    try:
+        about = one.metadata
+        name = about["Name"] if "Name" in about else ""  # noqa: SIM401 - its type has no `get`
+        version = about["Version"] if "Version" in about else ""  # noqa: SIM401
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return "", f"{type(error).__name__}: {error}"
+    lacking = [key for key, value in (("name", name), ("version", version)) if not value]
+    return ("", f"no {' and no '.join(lacking)} in its metadata") if lacking else (name, "")
 
 
 def _first() -> dict[str, metadata.Distribution]:
     """The distributions that imports and `importlib.metadata` see."""
-    return {name: several[0] for name, several in _all().items()}
+    return {name: several[0] for name, several in _all().found.items()}
+
+
+def _unreadable() -> list[list[str]]:
+    """[name, folder, reason] of those whose metadata do not say what they are."""
+    found = list(_all().broken)
+    for name, one in _first().items():
+        try:
+            Version.parse(one.version)
+        except InvalidError as error:
+            found.append([name, str(_folder(one)), f"{error}"])
+    return found
+
+
+def _leftovers() -> list[Path]:
+    """What pip has renamed before removing it, and did not come to remove; it looks at none."""
+    places = {Path(entry).resolve() for entry in sys.path if entry.endswith("-packages")}
+    return sorted(path for place in places for path in place.glob(f"{_LEFT_BY_PIP}*"))
 
 
 @functools.lru_cache(maxsize=1)
@@ -157,10 +209,23 @@ def _directory(one: metadata.Distribution) -> Path:
     return Path(str(one.locate_file(""))).resolve()
 
 
+def _folder(one: metadata.Distribution) -> Path:
+    """Where the metadata lie."""
+    return Path(str(getattr(one, "_path", id(one))))
+
+
+def _record(one: metadata.Distribution) -> list[str]:
+    """The lines of RECORD; raise `InvalidError`, which names it, if it is not text."""
+    try:
+        return (one.read_text("RECORD") or "").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidError(f"{_folder(one) / 'RECORD'} cannot be read: {error}") from error
+
+
 def _recorded(one: metadata.Distribution) -> Iterator[tuple[str, int]]:
     """(path, size) of the recorded files that hold code or data, by a quick reading of RECORD."""
     root = str(one.locate_file(""))
-    for line in (one.read_text("RECORD") or "").splitlines():
+    for line in _record(one):
         path, _, rest = line.rpartition(",sha256=")
         size = rest.rpartition(",")[2]
         if path and not path.startswith(("..", '"', "/")) and "__pycache__" not in path:
@@ -174,7 +239,7 @@ def _modules(one: metadata.Distribution) -> dict[str, Path]:
     if editable is not None:
         return dict.fromkeys((one.read_text("top_level.txt") or "").split(), editable)
     found = {}
-    for line in (one.read_text("RECORD") or "").splitlines():
+    for line in _record(one):
         match = re.match(r"(\w+)(/__init__)?\.py,", line)
         if match and match[1] not in _NOT_IMPORTED:
             found[match[1]] = root
@@ -182,13 +247,38 @@ def _modules(one: metadata.Distribution) -> dict[str, Path]:
 
 
 def _editable(one: metadata.Distribution) -> Path | None:
-    try:
-        origin = json.loads(one.read_text("direct_url.json") or "{}")
-    except ValueError:
-        return None
+    origin = _direct_url(one)
     if not origin.get("dir_info", {}).get("editable"):
         return None
-    return Path(origin["url"].removeprefix("file://"))
+    return _local(str(origin.get("url", "")))
+
+
+def _origin(one: metadata.Distribution) -> str:
+    """The address that it was installed from, for an editable one its directory.
+
+    Empty if it came from an index, or that is not known.
+    """
+    if editable := _editable(one):
+        return str(editable)
+    origin = _direct_url(one)
+    url = str(origin.get("url", ""))
+    if url.startswith("file://") and not _local(url).exists():
+        return ""  # such as a wheel that was downloaded and thrown away
+    if repository := origin.get("vcs_info"):
+        return f"{repository.get('vcs', 'git')}+{url}@{repository.get('commit_id', '')}"
+    return url
+
+
+def _local(url: str) -> Path:
+    return Path(unquote(url.removeprefix("file://")))
+
+
+def _direct_url(one: metadata.Distribution) -> dict[str, Any]:
+    try:
+        found = json.loads(one.read_text("direct_url.json") or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _within(path: Path, place: Path) -> bool:

@@ -11,6 +11,7 @@ _NOISE = {
     "seconds", "available", "free", "temporary", "cache", "count", "requires", "mapped",
     "host_memory", "device_memory",
 }  # fmt: skip
+_PACKAGES = {"installed", "origins", "unreadable"}
 _RATES = {"up", "down", "each_of_both"}
 
 
@@ -41,9 +42,9 @@ def _said(result: Mapping[str, Any] | None) -> str | None:
 
 
 def _own_facts(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result's facts, less the list of packages that several checks look at."""
+    """A result's facts, less the lists of packages that several checks look at."""
     own = result["identifier"] == "packages.row"
-    return {k: v for k, v in result["facts"].items() if own or k != "installed"}
+    return {k: v for k, v in result["facts"].items() if own or k not in _PACKAGES}
 
 
 def _by_identifier(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ dt { opacity: .75; } dd { margin: 0; overflow-wrap: anywhere; }
 <body>
 <h1>$verdict</h1>
 <p class="about">$about</p>
-$failures
+$steps
 $groups
 <h2>Machine</h2>
 <table>$machine</table>
@@ -57,8 +57,10 @@ $groups
 def text(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     """A document as a page; ``titles`` are the groups' titles by name."""
     results = found["results"]
-    failed = [result for result in results if result["status"] == "FAIL"]
-    failures = {(result["problem"], result["fix"]): result for result in reversed(failed)}
+    named = {result["identifier"]: result for result in results}
+    steps = [_step(named[name]) for name in found["mend"]["steps"]]
+    if found["mend"]["then"]:
+        steps.append(f"<p>{escape(found['mend']['then'])}</p>")
     warned = found["counts"]["WARN"] > 0
     row = f", row {found['row']}" if found["row"] else ""
     about = f"zo2 verify, {found['started']}, {found['seconds']:g} s, tier {found['tier']}{row}"
@@ -66,15 +68,15 @@ def text(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         verdict=escape(found["verdict"]),
         colour="FAIL" if found["exit_code"] else "WARN" if warned else "PASS",
         about=escape(about),
-        failures="\n".join(map(_failure, reversed(failures.values()))),
+        steps="\n".join(steps),
         groups="\n".join(_group(name, titles[name], results) for name in titles),
         machine="\n".join(_fact(name, value) for name, value in found["machine"].items()),
     )
 
 
-def _failure(result: Mapping[str, Any]) -> str:
+def _step(result: Mapping[str, Any]) -> str:
     return (
-        f'<section class="mend"><h3 class="FAIL">{escape(result["problem"])}</h3>'
+        f'<section class="mend"><h3 class="{result["status"]}">{escape(result["problem"])}</h3>'
         f"{_details(result)}</section>"
     )
 

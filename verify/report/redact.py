@@ -23,12 +23,21 @@ _SECRET = re.compile(
     r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)(?:$|_)",
     re.IGNORECASE,
 )
-_TOKENS = (
-    (re.compile(r"\b(?:hf|ghp|gho|ghs|github_pat|glpat|pypi|sk)[_-][A-Za-z0-9_-]{8,}"), "[token]"),
-    (re.compile(r"(\w+://)[^\s/@:]+(?::[^\s/@]*)?@"), r"\1[login]@"),
-    (re.compile(r"(?i)\b(bearer|basic|token)\s+(?=[^\s\"']*[0-9=])[^\s\"']{8,}"), r"\1 [token]"),
+# a password that is written as no address allows (with a blank, "/" or "@") is one all the same;
+# a number after ":" is a port
+LOGIN = (
+    re.compile(
+        r"(\w+://)(?:[^\s/@:?#\[]*:(?!\s|\d{1,5}[,.;:]?(?:[\s/?#'\"`)\]}>|]|$))"
+        r"[^@\n]*(?:@[^\s/@?#]*)*|[^\s/@:?#]+:?)@"
+    ),
+    r"\1[login]@",
 )
-_SOMEBODY = re.compile(r"(/home/|/Users/|\\Users\\)[^/\\\s:'\"]+")
+_PATTERNS = (
+    (re.compile(r"\b(?:hf|ghp|gho|ghs|github_pat|glpat|pypi|sk)[_-][A-Za-z0-9_-]{8,}"), "[token]"),
+    LOGIN,
+    (re.compile(r"(?i)\b(bearer|basic|token)\s+(?=[^\s\"']*[0-9=])[^\s\"']{8,}"), r"\1 [token]"),
+    (re.compile(r"(/home/|/Users/|\\Users\\)[^/\\\s:'\"]+"), r"\1[user]"),
+)
 _LONG = 8  # characters of a secret that is replaced within words too
 _SHORT = 3  # below, any name is ordinary: too many words have it in them
 _PATH = re.compile(r"(?:(?<=file://)|(?<![\w~./\\\]-]))(?:/[^/\s:'\"<>|,;()\[\]]+){2,}")
@@ -53,6 +62,7 @@ class Redactor:
         environments: directories of Python environments, shown as ``ENV`` unless they are the
             system's.
         ordinary: words that reports contain whoever writes them, in lower case.
+        patterns: what is replaced besides, wherever it stands, and by what.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class Redactor:
         homes: Iterable[str] = (),
         environments: Iterable[str] = (),
         ordinary: Collection[str] = frozenset(),
+        patterns: Iterable[tuple[re.Pattern[str], str]] = _PATTERNS,
     ) -> None:
         secrets = {value for name, value in environment.items() if _is_secret(name, value)}
         places = dict.fromkeys(homes, "~")
@@ -76,8 +87,7 @@ class Redactor:
             if len(text) > 1:
                 rules.append((len(text), _directory(text.rstrip("/"), shown)))
         self._rules = [rule for _, rule in sorted(rules, key=lambda one: -one[0])]
-        self._rules += [_substitution(pattern, shown) for pattern, shown in _TOKENS]
-        self._rules.append(_substitution(_SOMEBODY, r"\1[user]"))
+        self._rules += [_substitution(pattern, shown) for pattern, shown in patterns]
         for name, shown in sorted(names.items(), key=lambda one: -len(one[0])):
             if len(name) >= _SHORT and name.lower() not in ordinary:
                 self._rules.append(_word(name, shown))

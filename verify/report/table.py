@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
+from verify.report.mending import plan
 from verify.result import Result, Status
 
 _COLOURS = {Status.PASS: "32", Status.WARN: "33", Status.FAIL: "31", Status.SKIP: "2"}
@@ -58,18 +59,27 @@ class Table:
             self._line = True
 
     def close(self, results: Sequence[Result], last: str) -> None:
-        """Print the failures again, then the verdict."""
+        """Print the failures again as steps that mend them, then the verdict."""
         self._clear()
-        failures = {(r.problem, r.fix): r for r in reversed(results) if r.status is Status.FAIL}
-        if failures:
+        found = plan(results)
+        if found.steps:
             print("\nTo mend, in this order:", file=self._out)
-        for result in reversed(failures.values()):
+        for result in found.steps:
             print(
                 f"  {self._status(result.status)} {result.label}",
                 file=self._out,
             )
             self._more("have", result.have)
             self._more("fix", result.fix)
+        if found.again:
+            indent = "  "
+            print(
+                textwrap.fill(
+                    found.again, self._width, initial_indent=indent, subsequent_indent=indent,
+                    break_long_words=False, break_on_hyphens=False,
+                ),
+                file=self._out,
+            )  # fmt: skip
         print(f"\n{last}", file=self._out)
 
     def _status(self, status: Status) -> str:

@@ -18,6 +18,14 @@ from zo2.engine.weights import TorchArithmetic
 SETTINGS = {**CPU, "lr": 1e-2, "weight_decay": 0.1}
 
 
+@pytest.fixture(autouse=True)
+def python_handles_ctrl_c():
+    """A shell lets what it runs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("where", ["apply", "perturb"])
 @pytest.mark.parametrize("after", [0, 1, 5, 17])
 @pytest.mark.parametrize("copies", [True, False])

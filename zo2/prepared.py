@@ -186,7 +186,8 @@ class ZOState:
             ModelError: a weight is used in a way that cannot be streamed.
             DataError: a batch is empty, or the model returned no loss for it.
         """
-        _check(batches, "zo_step")
+        _check_are_batches(batches, "zo_step")
+        _check_not_empty(batches)
         # before the move: counting must not wait for a GPU
         shares = _shares(batches, weights, self._shifts_labels)
         there = self._to_device([dict(batch) for batch in batches])
@@ -261,7 +262,8 @@ class ZOState:
         Raises:
             NonFiniteLossError: as `step`.
         """
-        _check(batches, "zo_step_on")
+        _check_are_batches(batches, "zo_step_on")
+        _check_not_empty(batches)
         if len(closures) != len(batches):
             raise DataError(f"{len(batches)} batches were given, but {len(closures)} closures.")
         probes: dict[Hashable, Callable[[], Any]] = {}
@@ -341,7 +343,7 @@ class ZOState:
         Returns:
             The model's outputs, on the working device, one per batch.
         """
-        _check(batches, "zo_forward", least=0)
+        _check_are_batches(batches, "zo_forward")
         batches = self._to_device([dict(batch) for batch in batches])
 
         custom: Any = self.model.zo_custom_eval_loss_fn
@@ -362,11 +364,10 @@ class ZOState:
         self, batches: Sequence[Batch], hooks: LossHooks, custom: Any
     ) -> dict[Hashable, Callable[[], Any]]:
         """For each form that batches have, a pass to be recorded."""
-        first = {form: batch for batch in reversed(batches) for form in [_form(batch)]}
-        return {
-            form: functools.partial(self._plain, batch, hooks, custom)
-            for form, batch in first.items()
-        }
+        probes: dict[Hashable, Callable[[], Any]] = {}
+        for batch in batches:
+            probes.setdefault(_form(batch), functools.partial(self._plain, batch, hooks, custom))
+        return probes
 
     def _plain(self, batch: Batch, hooks: LossHooks, custom: Any) -> Any:
         """A pass to be recorded, perhaps more than once: arguments stay as they are, and hooks
@@ -431,28 +432,29 @@ def _draw_seed() -> int:
 
 def _positional(model: nn.Module) -> list[str]:
     """Names of the arguments that a model's forward takes by their places, those among them that
-    it hands on to the model that peft has put an adapter on.
+    it hands on.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
     names = [one.name for one in parameters if one.kind in places]
-    hands_on = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
-    within = getattr(model, "get_base_model", None)
-    if hands_on and within is not None and within() is not model:
-        names += _positional(within())
-    return names
+    inner = _handed_on_to(model, inspect.Parameter.VAR_POSITIONAL)
+    return names if inner is None else names + _positional(inner)
 
 
 def _takes(model: nn.Module, name: str) -> bool:
-    """Whether a model's forward has a parameter, or hands it on to the model that peft has put an
-    adapter on.
+    """Whether a model's forward has a parameter, or hands it on to one that has."""
+    inner = _handed_on_to(model, inspect.Parameter.VAR_KEYWORD)
+    own = name in inspect.signature(model.forward).parameters
+    return own or (inner is not None and _takes(inner, name))
+
+
+def _handed_on_to(model: nn.Module, kind: Any) -> nn.Module | None:
+    """The model that peft has put an adapter on, if what a forward takes by a parameter of this
+    kind (``*args``, ``**kwargs``) is handed on to it.
     """
-    parameters = inspect.signature(model.forward).parameters
-    if name in parameters:
-        return True
-    hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    within = getattr(model, "get_base_model", None)
-    return hands_on and within is not None and within() is not model and _takes(within(), name)
+    parameters = inspect.signature(model.forward).parameters.values()
+    base = getattr(model, "get_base_model", lambda: model)()
+    return base if base is not model and any(one.kind is kind for one in parameters) else None
 
 
 def _own(batch: Batch) -> Batch:
@@ -488,16 +490,20 @@ def _form(batch: Batch) -> Hashable:
     )
 
 
-def _check(batches: Sequence[Batch], function: str, least: int = 1) -> None:
-    """Raise `DataError` unless these are batches with which a function can be called."""
+def _check_are_batches(batches: Sequence[Batch], function: str) -> None:
+    """Raise `DataError` unless a function of the model can be called with these."""
     if isinstance(batches, Mapping) or not all(isinstance(one, Mapping) for one in batches):
         raise DataError(
             f"{function} takes a list of batches, each of which maps names of the forward's "
             f"arguments to values: model.{function}([batch])."
         )
-    if len(batches) < least:
+
+
+def _check_not_empty(batches: Sequence[Batch]) -> None:
+    """Raise `DataError` unless there are batches, and something in each."""
+    if not batches:
         raise DataError("A step needs at least one batch.")
-    for name, value in (item for batch in batches for item in batch.items() if least):
+    for name, value in (item for batch in batches for item in batch.items()):
         if isinstance(value, torch.Tensor) and value.dim() and value.numel() == 0:
             raise DataError(
                 f"The batch is empty: {name} has shape {tuple(value.shape)}. Skip empty batches."

@@ -90,9 +90,7 @@ def recognise(output: str) -> tuple[Problem, dict[str, str]] | None:
 def _result(check: Check, verdict: Verdict, outcome: Outcome, context: Context) -> Result:
     wrong = verdict.status in (Status.WARN, Status.FAIL)
     problem = PROBLEMS[verdict.problem] if wrong else None
-    values = {**_known(context), **verdict.values}
-    if package := distribution_of(values.get("module", "")):
-        values |= {"package": package, "distribution": anew(package, context.packages)}
+    values = _values(verdict, context) if wrong else {}
     return Result(
         identifier=check.identifier,
         group=GROUP_OF[check.identifier],
@@ -111,13 +109,15 @@ def _result(check: Check, verdict: Verdict, outcome: Outcome, context: Context) 
     )
 
 
-def _known(context: Context) -> dict[str, str]:
-    """Names that every mend may use: how to put these packages back as they are."""
-    torch = context.packages.get("installed", {}).get("torch", "").partition("+")[0]
-    return {
-        **{name: anew(name, context.packages) for name in ("torch", "transformers", "triton")},
-        "public": f"torch=={torch}" if torch else "torch",
-    }
+def _values(verdict: Verdict, context: Context) -> dict[str, str]:
+    """What fills the names of a mend: the verdict's, and how to put packages back as they are."""
+    packages = context.packages()
+    torch = packages.get("installed", {}).get("torch", "").partition("+")[0]
+    values = {name: anew(name, packages) for name in ("torch", "transformers", "triton")}
+    values |= {"public": f"torch=={torch}" if torch else "torch", **verdict.values}
+    if package := distribution_of(values.get("module", "")):
+        values |= {"package": package, "distribution": anew(package, packages)}
+    return values
 
 
 def _names(template: str, values: Mapping[str, str]) -> frozenset[str]:

@@ -91,7 +91,8 @@ class Context:
         row: the row that was asked for, if any.
         other: facts of checks that are done, by identifier.
         options: what was asked for on the command line.
-        packages: what is installed, as the probe of ``packages.row`` finds it.
+        packages: gives what is installed, as the probe of ``packages.row`` finds it; whoever
+            mends something asks.
     """
 
     machine: Machine = field(default_factory=Machine)
@@ -99,7 +100,7 @@ class Context:
     row: Row | None = None
     other: Mapping[str, Facts] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    packages: Facts = field(default_factory=dict)
+    packages: Callable[[], Facts] = dict
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,9 @@ class Run:
     ) -> None:
         self.machine = machine.Machine()
         self._checks, self._rows, self._row = checks, rows, row
-        self._packages: Facts = {}
+        self._directory = Path()
+        self._packages: Facts | None = None
+        self._asking = threading.Lock()
         self._options = dict(options or {})
         self._report, self._progress = report, progress
         self._limit = math.inf if limit is None else limit
@@ -114,7 +116,7 @@ class Run:
             with Prober("machine", environment=_environment(directory, "machine")) as prober:
                 about = prober.ask("machine", machine.LIMIT)
             self.machine = machine.from_outcome(about)
-            self._packages = _packages(directory)
+            self._directory = directory
             modules = dict.fromkeys(check.probe for check in self._checks)
             with ThreadPoolExecutor(max(1, len(modules))) as pool:
                 jobs = [pool.submit(self._module, name, about, directory) for name in modules]
@@ -171,7 +173,9 @@ class Run:
     def _one(self, check: Check, source: Prober | Outcome) -> tuple[Result, bool]:
         """A check's result, and whether it blocks those that need it."""
         other = {name: result.facts for name, result in self._results.items()}
-        context = Context(self.machine, self._rows, self._row, other, self._options, self._packages)
+        context = Context(
+            self.machine, self._rows, self._row, other, self._options, self._installed
+        )
         failed = [name for name in check.needs if name in self._blocked]
         if failed:
             return skip(check, f"it needs {failed[0]}, which did not pass"), True
@@ -188,6 +192,16 @@ class Run:
                     del self._running[check.identifier]
         result = judge(check, outcome, context)
         return result, result.status is Status.FAIL
+
+    def _installed(self) -> Facts:
+        """What is installed, which mends name whether or not it is checked; found out once."""
+        with self._asking:
+            if self._packages is None:
+                environment = _environment(self._directory, "packages")
+                with Prober("packages", environment=environment) as prober:
+                    found = prober.ask("packages.row", CHECKS["packages.row"].limit)
+                self._packages = found.facts or {}  # the check itself says why there are none
+            return self._packages
 
     def _done(self, result: Result, blocks: bool) -> None:
         with self._changed:
@@ -211,13 +225,6 @@ def ordered(checks: Sequence[Check]) -> list[Check]:
     for check in checks:
         place(check)
     return list(found.values())
-
-
-def _packages(directory: Path) -> Facts:
-    """What is installed, which mends name whether or not it is checked."""
-    with Prober("packages", environment=_environment(directory, "packages")) as prober:
-        found = prober.ask("packages.row", CHECKS["packages.row"].limit)
-    return found.facts or {}  # the check itself says why there are none
 
 
 @contextlib.contextmanager

@@ -206,7 +206,7 @@ def test_a_gpu_that_needs_a_budget_is_warned_of(model, named):
 )  # fmt: skip
 def test_a_mend_keeps_the_version_that_is_installed(identifier, facts, fix):
     packages = {"installed": {"torch": "2.13.0+cpu"}}
-    result = decide(identifier, facts=facts, packages=packages)
+    result = decide(identifier, facts=facts, packages=lambda: packages)
     assert result.fix.startswith(fix)
 
 

@@ -37,7 +37,7 @@ def _torch_import(facts: Facts, context: Context) -> Verdict:
         values = problem.recognise(error)
         if values is not None:
             library = values.get("library", "")
-            wheel = wheel_of(library, facts["wheels"]) or again(["torch"], context.packages)
+            wheel = wheel_of(library, facts["wheels"]) or again(["torch"], context.packages())
             package = re.split(r"[ =]", wheel)[0]
             more = {"wheel": wheel, "package": package}
             return failed(problem.identifier, error, "", **{**values, **more})

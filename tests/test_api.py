@@ -419,6 +419,16 @@ def test_generate_on_a_streamed_model(family):
     model.zo_eval()
     assert torch.equal(model.generate(ids, **settings), expected)
     assert torch.equal(model.generate(ids, num_beams=1, **settings), expected)
+    for mode in (torch.no_grad, torch.inference_mode):  # a cache of it is written to in place
+        with mode():
+            found = model.generate(ids, cache_implementation="static", **settings)
+        assert torch.equal(found, expected)
+    logits = [model(ids).logits]
+    with torch.inference_mode():
+        logits.append(model(ids).logits)
+    assert [one.is_inference() for one in logits] == [False, True]
+    assert torch.equal(*logits)
+    float(model.zo_step([{"input_ids": ids, "labels": ids}]))  # which finds nothing of that mode
 
 
 def test_many_batches_are_evaluated_in_one_sweep():

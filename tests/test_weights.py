@@ -8,11 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from zo2.directions import ParameterShape, get_family
+from zo2.directions.gaussian import Gaussian
 from zo2.engine import weights as module
+from zo2.engine.partition import Weight
+from zo2.engine.store import Layout
 from zo2.engine.updates import Affine, Update, compose
-from zo2.engine.weights import TorchArithmetic, round_stochastically
+from zo2.engine.weights import Changes, TorchArithmetic, round_stochastically
 from zo2.methods import Perturbation
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -175,3 +179,42 @@ def test_rounding_bits_belong_to_the_update_not_to_the_call(dtype):
     )
     assert torch.equal(*results)
     assert not torch.equal(results[0], other)
+
+
+class Scarce(Gaussian):
+    """No memory for more than so many elements at once."""
+
+    most = 1000
+
+    def accumulate(self, out, terms, parameter, start):
+        if out.numel() > self.most:
+            raise MemoryError
+        super().accumulate(out, terms, parameter, start)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_memory_runs_out_no_weight_of_the_unit_has_been_updated(dtype):
+    sizes = [(40, 10), (30,), (70, 30), (50, 10)]
+    weights = [
+        Weight(nn.Parameter(random_weights(shape, dtype)), f"w{shape.index}", shape, decayed=True)
+        for shape in (ParameterShape(index, size) for index, size in enumerate(sizes))
+    ]
+    layout = Layout(weights)
+    base = torch.zeros(layout.nbytes, dtype=torch.uint8)
+    for view, weight in zip(layout.views(base), weights, strict=True):
+        view.copy_(weight.parameter.data)
+    changes = Changes(((Update(((11, 0.01),), 0.1, 99),),), (), (Perturbation(5, 1e-3),))
+
+    def updated(family):
+        flat, copy = base.clone(), torch.empty_like(base)
+        arithmetic = TorchArithmetic(family, True)
+        return flat, lambda: arithmetic.transform(layout, flat, changes, 0, True, [(0, copy)])
+
+    flat, update = updated(Scarce())
+    with pytest.raises(MemoryError):
+        update()
+    assert torch.equal(flat, base)
+    flat, update = updated(get_family("gaussian"))
+    update()
+    for view, weight in zip(layout.views(flat), weights, strict=True):
+        assert not torch.equal(view, weight.parameter)

@@ -347,10 +347,14 @@ class ZOState:
         batches = self._to_device([dict(batch) for batch in batches])
 
         custom: Any = self.model.zo_custom_eval_loss_fn
+        inference = torch.is_inference_mode_enabled()  # a cache of that mode can be written in it
 
         def body(number: int, batch: Batch) -> Any:
-            output, _ = forward_with_loss(self.model, self._forward, self.eval_hooks, custom, batch)
-            return output if reduce is None else reduce(number, output)
+            with torch.inference_mode(inference):
+                output, _ = forward_with_loss(
+                    self.model, self._forward, self.eval_hooks, custom, batch
+                )
+                return output if reduce is None else reduce(number, output)
 
         if not batches:
             return []

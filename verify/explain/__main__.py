@@ -1,7 +1,7 @@
 """``python -m verify.explain`` is ``python -m verify explain``."""
 
+import runpy
 import sys
 
-from verify.explain.cli import main
-
-sys.exit(main(sys.argv[1:]))
+sys.argv.insert(1, "explain")
+runpy.run_module("verify", run_name="__main__")

@@ -103,10 +103,14 @@ class TorchArithmetic:
     ) -> None:
         lacking = changes.rounds[held:]
         perturbations = [changes.perturbations[index] for index, _ in targets]
-        copies = [layout.views(flat) for _, flat in targets]
-        for k, (weight, tensor) in enumerate(zip(layout.weights, layout.views(base), strict=True)):
+        tensors, copies = layout.views(base), [layout.views(flat) for _, flat in targets]
+        # the largest first: should memory run out, it does before any weight has changed
+        for k in sorted(range(len(tensors)), key=lambda k: -tensors[k].numel()):
             if not layout.trains[k]:
                 continue
+            weight, tensor = layout.weights[k], tensors[k]
+            for use in ("weights", "z", "step") if write else ():
+                self._buffer(use, tensor.view(-1)[: CHUNK[tensor.device.type]])
             outs = [views[k] for views in copies]
             if lacking and not write:
                 tensor = outs[-1].copy_(tensor)  # the last one to be perturbed
@@ -186,13 +190,12 @@ class TorchArithmetic:
             weights = part
         else:
             weights = self._buffer("weights", part).copy_(part)
-        if update.is_identity:
-            return weights
+        total = self._buffer("z", part)
+        if update.terms:
+            self.family.accumulate(total, update.terms, shape, start)
         if update.scale != 1.0:
             weights.mul_(update.scale)
         if update.terms:
-            total = self._buffer("z", part)
-            self.family.accumulate(total, update.terms, shape, start)
             weights.add_(total)
         return weights
 

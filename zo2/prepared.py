@@ -135,7 +135,7 @@ class ZOState:
         try:
             return copy.deepcopy(self.model, memo)
         finally:
-            self.engine.add_hooks()
+            self.engine.hooks.add()
             self.model.__dict__.update(kept)
 
     def _refuse_pickle(self, protocol: Any) -> Any:

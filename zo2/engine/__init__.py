@@ -3,6 +3,7 @@
 engine       owns a model's weights, and sweeps over them
 sweep        one walk over the units, along a route, within a workspace of device memory
 atonce       which blocks of several units passes go through without a stop within
+hooks        where passes pause, on the model's modules
 partition    which parameters form a unit, and where a unit is entered
 record       the first pass: execution order, and weights read outside their unit
 placement    which units stay on the working device, and what moves in one copy

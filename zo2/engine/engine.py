@@ -1,8 +1,8 @@
 """The owner of a model's weights, over which it sweeps.
 
-Its model stays an ordinary module: hooks on the units' modules pause a pass where it enters a unit
-and hide the unit's weights where it leaves. Between sweeps the parameters rest in the store and may
-lack the last updates; `Engine.settle` applies them, and reading a parameter does so by itself.
+Its model stays an ordinary module, with hooks on it where passes pause. Between sweeps the
+parameters rest in the store and may lack the last updates; `Engine.settle` applies them, and
+reading a parameter does so by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from zo2.engine import atonce
 from zo2.engine.abreast import Formation, InFile
@@ -26,7 +25,8 @@ from zo2.engine.atonce import AtOnce
 from zo2.engine.blockgraphs import BlockGraphs
 from zo2.engine.deferral import Deferral
 from zo2.engine.devicememory import Usage, out_of_memory_explained, without_garbage
-from zo2.engine.eager import compiling_nothing, never_compiled
+from zo2.engine.eager import compiling_nothing
+from zo2.engine.hooks import Hooks, Sweeping
 from zo2.engine.interrupts import Interrupts
 from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedModules
@@ -80,6 +80,7 @@ class Engine:
         formation: whether passes go through a unit one after another.
         placements: how often weights were placed; as long as it is the same, they are where they
             were.
+        hooks: on the model's modules.
         before_pause: called when a pass is about to enter a unit: the weights of the last one go.
     """
 
@@ -101,11 +102,9 @@ class Engine:
         self.formation: Formation = InFile()
         self.placements = 0
         self.before_pause: Callable[[], None] = lambda: None
-        self._lockstep: Lockstep | None = None
-        self._recorder: Recorder | None = None
+        self.hooks = Hooks()
         self._recorded: set[Hashable] = set()  # the forms of call that were recorded
         self._corrections = Corrections()
-        self._handles: list[Any] = []
         self._watched, self._interrupts = WatchedModules(), Interrupts()
         weakref.finalize(self, self._watched.close)
         self._usage = Usage(device, self.is_bounded)
@@ -170,16 +169,14 @@ class Engine:
             self._progress,
             self._asked,
         )
-        self.remove_hooks()
         self.units, self._structure = units, Structure(self.model)
         self._whole = atonce.whole_blocks(units)
         self._divided = atonce.divided_blocks(self.model, units)
         self._route = Route(self.units)
         trained = [unit for unit in self.units if self.store.layouts[unit].trained]
         self.pending = Pending.of(trained, self.pending.open)
-        self._returns_weights: set[Unit] = set()
         self._connect(plan)
-        self.add_hooks()
+        self.hooks.put_on(units, self._divided, self.store)
 
     def _plan(self, units: Sequence[Unit], to_lock: int = 0, more: int = 0) -> Plan:
         """Where weights rest; so many bytes, at most, have yet to be page-locked for it, and
@@ -232,7 +229,6 @@ class Engine:
         parcels = dict.fromkeys(self.store.resting[unit] for unit in self.units if unit in away)
         self._number = {unit: n for n, parcel in enumerate(parcels) for unit in parcel.bounds}
         self._deferral = Deferral(self._placement.write_back_every)
-        self._at_once = atonce.NONE
         self._chosen: dict[int, AtOnce] = {}  # by the number of copies
 
     def rebudget(self, budget: int) -> None:
@@ -323,33 +319,10 @@ class Engine:
                 self._connect(plan.following(self.store))
         self._usage.limit(self._placement.budget)
 
-    def add_hooks(self) -> None:
-        """Make calls of the units' modules, and of divided blocks, pause the passes."""
-        self._handles = []
-        self._after: dict[nn.Module, int] = {}  # which of a module's hooks hides its weights
-        hooks: list[Callable[..., Any]] = []
-        for unit in self.units:
-            entering, leaving = self._entering(unit), self._leaving(unit)
-            hooks += entering, leaving
-            for module in unit.modules:  # others' hooks on it find its weights
-                after = module.register_forward_hook(leaving)
-                self._after[module] = after.id
-                before = module.register_forward_pre_hook(entering, prepend=True)
-                self._handles += before, after
-        for module in self._divided:
-            before = module.register_forward_pre_hook(self._entering_at_once, prepend=True)
-            self._handles.append(before)
-        self._idle = frozenset(hooks)  # where units are bound that are gone through at once
-
-    def remove_hooks(self) -> None:
-        """Leave the modules as they were."""
-        for handle in self._handles:
-            handle.remove()
-
     def release(self) -> None:
         """Leave model and device as they were; the weights stay where they rest."""
         self.settle()
-        self.remove_hooks()
+        self.hooks.remove()
         self._watched.close()
         self._usage.lift()
 
@@ -391,71 +364,6 @@ class Engine:
         del self._workspace, self._graphs
         self._buffers = []
 
-    # -- hooks ----------------------------------------------------------------------------
-
-    def _entering(self, unit: Unit) -> Callable[..., None]:
-        @never_compiled
-        def hook(module: nn.Module, args: Any) -> None:
-            one = self._lockstep.current if self._lockstep else None
-            if one is None or (unit in one.bound and unit in self._at_once.units):
-                return
-            if module not in unit.modules:  # a copy of one, which has copies of its hooks
-                return
-            if unit not in one.inside:
-                hooks, last = module._forward_hooks, self._after[module]
-                if next(reversed(hooks)) != last:
-                    hooks.move_to_end(last)  # type: ignore[attr-defined]
-                if self._recorder is not None:
-                    self._recorder.entered(unit)
-                if unit not in one.bound:
-                    self.before_pause()
-                    one.pause(unit)
-            one.inside.append(unit)
-
-        return hook
-
-    @never_compiled
-    def _entering_at_once(self, module: nn.Module, args: Any) -> None:
-        """Called before a divided block: passes wait here for what they will enter first."""
-        one = self._lockstep.current if self._lockstep else None
-        first = self._at_once.first.get(module)
-        if one is not None and first is not None and first not in one.bound:
-            self.before_pause()
-            one.pause(first)
-
-    def _leaving(self, unit: Unit) -> Callable[..., Any]:
-        @never_compiled
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            one = self._lockstep.current if self._lockstep else None
-            if one is None or unit not in one.inside or module not in unit.modules:
-                return None
-            one.inside.remove(unit)
-            if unit in one.inside:
-                return None
-            one.bound.discard(unit)
-            if self._recorder is not None and self._shares_storage(unit, output):
-                self._returns_weights.add(unit)
-            self.store.hide(unit)
-            if unit in self._returns_weights:
-                return tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, output)
-            return None
-
-        return hook
-
-    @staticmethod
-    def _shares_storage(unit: Unit, output: Any) -> bool:
-        """Whether a unit returns a view of a weight (a slice of learned positions, say), which
-        must be copied: the buffer under it will hold something else before it is used.
-        """
-        with torch._C.DisableTorchFunction():  # the recorder need not see this
-            returned = {
-                leaf.untyped_storage().data_ptr()
-                for leaf in tree_leaves(output)
-                if isinstance(leaf, torch.Tensor)
-            }
-            weights = {w.parameter.untyped_storage().data_ptr() for w in unit.weights}
-            return not weights.isdisjoint(returned)
-
     # -- sweeps ---------------------------------------------------------------------------
 
     def sweep(
@@ -478,7 +386,7 @@ class Engine:
             ModelError: the recorded pass uses a weight in a way that cannot be streamed.
             DeviceMemoryError: the device's memory ran out; the weights are those before.
         """
-        if self._lockstep is not None:
+        if self._is_sweeping:
             if threading.get_ident() != self._thread:
                 raise ZO2Error(
                     "The model is at work in another thread. One thread at a time can call it, or "
@@ -586,11 +494,7 @@ class Engine:
                 for handle in handles:
                     handle.remove()
 
-        self._recorder = recorder
-        try:
-            self._run([Pass(Perturbation(), recorded)], due=set())
-        finally:
-            self._recorder = None
+        self._run([Pass(Perturbation(), recorded)], due=set(), recorder=recorder)
         if recorder.corrections != Corrections():
             self._rest()
             self.settle()
@@ -604,44 +508,60 @@ class Engine:
             self._route = Route(recorder.order, never_run)
             self._workspace.stream.never_run = self._route.never_run
 
-    def _run(self, passes: list[Pass], due: set[Unit], keep: bool = False) -> list[Any]:
+    def _run(
+        self,
+        passes: list[Pass],
+        due: set[Unit],
+        keep: bool = False,
+        recorder: Recorder | None = None,
+    ) -> list[Any]:
         """Sweep: units that are ``due`` store their updates, and passes ``keep`` what they set."""
         perturbations = [one.perturbation for one in passes]
-        self._at_once = self._choose(perturbations)
-        sweep = self._new_sweep(perturbations, due)
-        self._lockstep = lockstep = Lockstep(passes, self.model, self._watched, keep)
-        self._thread = threading.get_ident()
+        at_once = atonce.NONE if recorder else self._choose(perturbations)
+        sweep = self._new_sweep(perturbations, due, at_once, one_by_one=recorder is not None)
+        lockstep = Lockstep(passes, self.model, self._watched, keep)
         replaying: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self._graphs and not keep and self._recorder is None:
-            once = {module: self._divided[module] for module in self._at_once.first}
-            replaying = self._graphs.standing_in(self._whole | once, self._idle, lockstep)
+        if self._graphs and not keep and recorder is None:
+            once = {module: self._divided[module] for module in at_once.first}
+            replaying = self._graphs.standing_in(self._whole | once, self.hooks.idle, lockstep)
+        self._thread = threading.get_ident()
+        self.hooks.sweeping = Sweeping(lockstep, at_once, self.before_pause, recorder)
         try:
             with replaying:
                 sweep.run(lockstep, self.formation)
         finally:
-            self._lockstep = None
+            self.hooks.sweeping = None
         return [one.result for one in passes]
 
-    def _new_sweep(self, perturbations: Sequence[Perturbation], due: set[Unit]) -> Sweep:
+    def _new_sweep(
+        self,
+        perturbations: Sequence[Perturbation],
+        due: set[Unit],
+        at_once: AtOnce = atonce.NONE,
+        one_by_one: bool = False,
+    ) -> Sweep:
         waits = due and self._deferral.waits
         ahead = AHEAD * len(self._workspace.stream.buffers) if waits else 0
         return Sweep(
             self._route, self._workspace, self._arithmetic, self.pending, perturbations, due, ahead,
-            one_by_one=self._recorder is not None, whole=self._at_once.starts,
-            interrupts=self._interrupts,
+            one_by_one, at_once.starts, self._interrupts,
         )  # fmt: skip
 
     def _choose(self, perturbations: Sequence[Perturbation]) -> AtOnce:
         """The divided blocks that passes go through at once."""
-        if self._recorder is not None or not all(one.scale for one in perturbations):
+        if not all(one.scale for one in perturbations):
             return atonce.NONE
         copies = len(set(perturbations))
         if copies not in self._chosen:
             self._chosen[copies] = AtOnce.of(
-                self._divided, self._route, self.store.layouts, self._returns_weights, copies,
+                self._divided, self._route, self.store.layouts, self.hooks.returning, copies,
                 self._workspace.scratch.numel(),
             )  # fmt: skip
         return self._chosen[copies]
+
+    @property
+    def _is_sweeping(self) -> bool:
+        return self.hooks.sweeping is not None
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -659,7 +579,7 @@ class Engine:
 
     def settle(self) -> None:
         """Apply every pending update, so that the parameters hold the true weights."""
-        if self._lockstep is not None:
+        if self._is_sweeping:
             return
         with self._at_work():
             self._take_back()
@@ -683,7 +603,7 @@ class Engine:
 
     def _asked(self, function: Any) -> None:
         """A torch function is about to be given a marked parameter."""
-        if self._lockstep is not None:
+        if self._is_sweeping:
             if not tells_form(function):  # in a sweep, weights that no unit was entered for are NaN
                 for unit in self.units:
                     if unit in self.store.marks:

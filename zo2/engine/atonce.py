@@ -66,6 +66,7 @@ class AtOnce:
         route: Route,
         layouts: Mapping[Unit, Layout],
         apart: AbstractSet[Unit],
+        outside: AbstractSet[Unit],
         copies: int,
         room: int,
     ) -> AtOnce:
@@ -76,6 +77,7 @@ class AtOnce:
             route: in which order passes enter these.
             layouts: of all units.
             apart: units with which it is impossible.
+            outside: units that passes enter otherwise than by a call of their block.
             copies: for each of the passes' perturbations one.
             room: bytes for copies.
         """
@@ -86,7 +88,11 @@ class AtOnce:
             and not any(layouts[unit].has_frozen for unit in block)  # which have no copies
             and apart.isdisjoint(block)
         }
-        called = {module: units for module, units in divided.items() if units in found}
+        called = {
+            module: units
+            for module, units in divided.items()
+            if units in found and outside.isdisjoint(units)
+        }
         first = {module: found[units] for module, units in called.items()}
         return cls(first, frozenset().union(*called.values()), frozenset(found.values()))
 

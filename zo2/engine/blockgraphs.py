@@ -95,7 +95,6 @@ class _Block:
         cls,
         module: nn.Module,
         units: frozenset[Unit],
-        idle: frozenset[Forward],
         forward: Forward,
     ) -> _Block:
         tensors: list[torch.Tensor | None] = []
@@ -110,8 +109,7 @@ class _Block:
                 for name, value in one.__dict__.items()
                 if name not in _OF_EVERY_MODULE and not (one is module and name == "forward")
             ]
-            hooks = [*one._forward_hooks.values(), *one._forward_pre_hooks.values()]
-            hooked |= one is not module and not idle.issuperset(hooks)
+            hooked |= one is not module and bool(one._forward_hooks or one._forward_pre_hooks)
         found = [tensor for tensor in tensors if tensor is not None]
         return cls(module, units, forward, found, places, None if hooked else tuple(settings))
 
@@ -138,14 +136,11 @@ class BlockGraphs:
         self._refused: set[nn.Module] = set()  # blocks of which a capture has failed
 
     @contextlib.contextmanager
-    def standing_in(
-        self, calls: Calls, idle: frozenset[Forward], lockstep: Lockstep
-    ) -> Iterator[None]:
+    def standing_in(self, calls: Calls, lockstep: Lockstep) -> Iterator[None]:
         """Within, graphs stand in for calls of blocks.
 
         Args:
             calls: of these blocks.
-            idle: hooks within blocks that do nothing where a block's units are bound.
             lockstep: the passes that call.
         """
         standing, call = [], partial(self._call, lockstep)
@@ -155,7 +150,7 @@ class BlockGraphs:
                 if module not in self._stand_ins:
                     self._stand_ins[module] = _StandIn()
                 standing.append(self._stand_ins[module])
-                standing[-1].begin(partial(_Block.look_at, module, units, idle), module, call)
+                standing[-1].begin(partial(_Block.look_at, module, units), module, call)
         try:
             yield
         finally:

@@ -523,8 +523,9 @@ class Engine:
         replaying: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self._graphs and not keep and recorder is None:
             once = {module: self._divided[module] for module in at_once.first}
-            replaying = self._graphs.standing_in(self._whole | once, self.hooks.idle, lockstep)
+            replaying = self._graphs.standing_in(self._whole | once, lockstep)
         self._thread = threading.get_ident()
+        self.hooks.leave_out(at_once.units)
         self.hooks.sweeping = Sweeping(lockstep, at_once, self.before_pause, recorder)
         try:
             with replaying:
@@ -554,8 +555,8 @@ class Engine:
         copies = len(set(perturbations))
         if copies not in self._chosen:
             self._chosen[copies] = AtOnce.of(
-                self._divided, self._route, self.store.layouts, self.hooks.returning, copies,
-                self._workspace.scratch.numel(),
+                self._divided, self._route, self.store.layouts, self.hooks.returning,
+                self.hooks.outside, copies, self._workspace.scratch.numel(),
             )  # fmt: skip
         return self._chosen[copies]
 

@@ -6,12 +6,15 @@ Nothing else about the model is changed, so its forward runs as it was written.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.hooks import RemovableHandle
 
 from zo2.engine.atonce import AtOnce, Calls
 from zo2.engine.eager import never_compiled
@@ -27,7 +30,8 @@ class Sweeping:
 
     Attributes:
         lockstep: the passes.
-        at_once: divided blocks that they go through without a stop within.
+        at_once: divided blocks that they go through without a stop within; hooks within these are
+            left out.
         before_pause: called when a pass is about to pause: the weights of the last unit go.
         recorder: watches, where there is one.
     """
@@ -44,61 +48,78 @@ class Hooks:
     Attributes:
         sweeping: set during a sweep; without it the hooks do nothing.
         returning: units that return views of their weights, as far as was recorded.
-        idle: hooks that do nothing where a block's units are bound, since passes go through it at
-            once.
+        outside: units that were entered otherwise than through their block, as far as was recorded.
     """
 
     def __init__(self) -> None:
         self.sweeping: Sweeping | None = None
         self.returning: set[Unit] = set()
-        self.idle: frozenset[Callable[..., Any]] = frozenset()
-        self._handles: list[Any] = []
+        self.outside: set[Unit] = set()
+        self._units: Sequence[Unit] = ()
+        self._divided: Calls = {}
+        self._of_units: dict[Unit, list[RemovableHandle]] = {}
+        self._of_blocks: list[RemovableHandle] = []
         self._last: dict[nn.Module, int] = {}  # which of a module's hooks hides its weights
+        self._left_out: AbstractSet[Unit] = frozenset()
 
     def put_on(self, units: Sequence[Unit], divided: Calls, store: Store) -> None:
         """Hook the modules of these units, and divided blocks, instead of those before."""
         self.remove()
         self._units, self._divided, self._store = units, divided, store
-        self.returning = set()
+        self.returning, self.outside = set(), set()
         self.add()
 
     def add(self) -> None:
         """Hook the modules that were hooked before."""
-        hooks: list[Callable[..., Any]] = []
         for unit in self._units:
-            entering, leaving = self._entering(unit), self._leaving(unit)
-            hooks += entering, leaving
-            for module in unit.modules:  # others' hooks on it find its weights
-                after = module.register_forward_hook(leaving)
-                self._last[module] = after.id
-                before = module.register_forward_pre_hook(entering, prepend=True)
-                self._handles += before, after
-        for module in self._divided:
-            before = module.register_forward_pre_hook(self._entering_at_once, prepend=True)
-            self._handles.append(before)
-        self.idle = frozenset(hooks)
+            self._hook(unit)
+        self._of_blocks = [
+            module.register_forward_pre_hook(self._entering_at_once, prepend=True)
+            for module in self._divided
+        ]
 
     def remove(self) -> None:
         """Leave the modules as they were."""
-        for handle in self._handles:
+        for handle in chain(self._of_blocks, *self._of_units.values()):
             handle.remove()
-        self._handles, self._last = [], {}
+        self._of_units.clear()
+        self._left_out = frozenset()
+
+    def leave_out(self, units: AbstractSet[Unit]) -> None:
+        """Take the hooks off units that passes do not stop at until further notice: to call them
+        takes time. Others are hooked again.
+        """
+        if units == self._left_out:
+            return
+        for unit in units - self._left_out:
+            for handle in self._of_units.pop(unit):
+                handle.remove()
+        for unit in self._left_out - units:
+            self._hook(unit)
+        self._left_out = units
+
+    def _hook(self, unit: Unit) -> None:
+        handles: list[RemovableHandle] = []
+        entering, leaving = self._entering(unit), self._leaving(unit)
+        for module in unit.modules:  # others' hooks on it find its weights
+            after = module.register_forward_hook(leaving)
+            self._last[module] = after.id
+            handles += after, module.register_forward_pre_hook(entering, prepend=True)
+        self._of_units[unit] = handles
 
     def _entering(self, unit: Unit) -> Callable[..., None]:
         @never_compiled
         def hook(module: nn.Module, args: Any) -> None:
             now = self.sweeping
             one = now.lockstep.current if now else None
-            if now is None or one is None or (unit in one.bound and unit in now.at_once.units):
-                return
-            if module not in unit.modules:  # a copy of one, which has copies of its hooks
-                return
+            if now is None or one is None or module not in unit.modules:
+                return  # or it is a copy of one, which has copies of its hooks
             if unit not in one.inside:
                 hooks, last = module._forward_hooks, self._last[module]
                 if next(reversed(hooks)) != last:
                     hooks.move_to_end(last)  # type: ignore[attr-defined]
-                if now.recorder is not None:
-                    now.recorder.entered(unit)
+                if now.recorder is not None and not now.recorder.entered(unit):
+                    self.outside.add(unit)
                 if unit not in one.bound:
                     now.before_pause()
                     one.pause(unit)

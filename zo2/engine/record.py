@@ -119,9 +119,11 @@ class Recorder(TorchFunctionMode):
         held = (name for name in self._held if not name.startswith(below))
         return Corrections(frozenset(self._whole), frozenset(self._divided), frozenset(held))
 
-    def entered(self, unit: Unit) -> None:
+    def entered(self, unit: Unit) -> bool:
+        """A pass has entered a unit; returns whether it did so within the unit's block."""
         if unit not in self.order:
             self.order.append(unit)
+        return any(self._names.get(module) == unit.root for module in self._running)
 
     def watch_modules(self) -> list[Any]:
         """Keep track of which modules are running; returns handles to remove."""

@@ -13,7 +13,7 @@ from torch import nn
 
 import zo2
 from tests.oracle import naive_mezo
-from tests.test_engine import CPU, Toy, assert_same, toy_batch, train
+from tests.test_engine import CPU, Toy, assert_same, toy, toy_batch, train
 from tests.tiny import batch, tiny
 from tests.virtual import VirtualPlacement
 from zo2.engine.partition import partition
@@ -229,6 +229,44 @@ def test_passes_go_through_a_small_block_at_once_whatever_has_arrived(slots, sto
         "embed_tokens", "embed_positions",
         *(f"layers.{n}.self_attn_layer_norm" for n in range(3)), "embed_tokens",
     ]  # fmt: skip
+
+
+def test_blocks_that_passes_go_through_at_once_have_no_hooks_within(stops):
+    model = opt()
+    layer = model.model.decoder.layers[1]
+    inner = layer.self_attn, layer.fc1, layer.final_layer_norm
+
+    def hooked():
+        return [bool(one._forward_hooks or one._forward_pre_hooks) for one in inner]
+
+    of_a_step(model, stops, placement=STREAMED)
+    assert hooked() == 3 * [False]
+    model.zo_forward([batch(model)])  # which stops within blocks
+    assert hooked() == 3 * [True]
+    model.zo_step([batch(model)])
+    assert hooked() == 3 * [False]
+    copied = copy.deepcopy(model)
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in copied.modules())
+    zo2.release(model)
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+
+
+def test_calls_that_go_past_a_block_find_the_parts_of_it():
+    """Those of single tokens, after steps whose passes have entered blocks by one call."""
+
+    def run(toy, x):
+        for layer in toy.layers:
+            x = layer(x) if x.shape[1] > 1 else x + layer.linear(layer.norm(x))
+        return x
+
+    model = toy(3, run=run)
+    inputs = [toy_batch(n, length=length) for n, length in enumerate((4, 4, 1, 4, 1, 4))]
+    losses, weights = train(model, inputs, 12, zo2=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zo2.engine.placement.TINY", 0)
+        others, found = train(model, inputs, 12, STREAMED, unit="leaf")
+    assert others == losses
+    assert_same(weights, found)
 
 
 def test_frozen_weights_which_have_no_copies_are_waited_for(stops):

@@ -19,7 +19,7 @@ from zo2.engine.partition import Unit
 from zo2.engine.pending import Pending
 from zo2.engine.route import Route
 from zo2.engine.weights import Arithmetic
-from zo2.engine.workspace import Small, Workspace, parts
+from zo2.engine.workspace import Small, Workspace
 from zo2.methods import Perturbation
 
 
@@ -57,7 +57,8 @@ class Sweep:
         self._pending, self._changes = pending, pending.changes(perturbations)
         self._due, self._ahead, self._one_by_one = due, ahead, one_by_one
         self._whole, self._interrupts = whole, interrupts
-        self._made: dict[Perturbation, torch.Tensor] | None = None  # copies of small units
+        # copies of small units
+        self._made: dict[Perturbation, dict[Unit, torch.Tensor]] | None = None
         self._held: dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]] = {}
 
     def run(self, lockstep: Lockstep, formation: Formation) -> None:
@@ -95,16 +96,17 @@ class Sweep:
 
     def _visit(self, unit: Unit, passes: list[Pass]) -> None:
         """Bring a unit to the device and take the waiting passes through it."""
-        transfer, scratch = self._workspace.transfer(unit), self._workspace.scratch
+        workspace = self._workspace
+        transfer = workspace.transfer(unit)
         base, acquired = transfer.acquire(unit), True
         groups = [
             (perturbation, list(group))
             for perturbation, group in groupby(passes, key=lambda one: one.perturbation)
         ]
         nbytes = self._store.layouts[unit].nbytes
-        fit = scratch.numel() // nbytes if nbytes else 1
+        fit = workspace.scratch.numel() // nbytes if nbytes else 1
         at_once = max(1, min(fit, len(groups)))
-        copies = parts(scratch, at_once, nbytes)
+        copies = workspace.copies(0, at_once, nbytes)
         bound: list[_Bound] = []
         try:
             for first in range(0, len(groups), at_once):
@@ -114,9 +116,8 @@ class Sweep:
                 if batch[-1] is groups[-1] and self._is_copied(unit, base, weights):
                     transfer.release(unit)  # what comes next need not wait for these passes
                     acquired = False
-                room = scratch[at_once * nbytes :]
                 together = not acquired and len(batch) == len(groups)
-                along = self._take_along(unit, perturbations, room, together)
+                along = self._take_along(unit, perturbations, at_once * nbytes, together)
                 bound = [(unit, base, weights), *along]
                 self._fetch_ahead(bound[-1][0])
                 if first == 0 and transfer is self._stream:
@@ -124,7 +125,7 @@ class Sweep:
                 with self._formation.fork():
                     for index, (_, group) in enumerate(batch):
                         tensors = [
-                            (one, self._workspace.tensors(one, stored, flats[index]))
+                            (one, workspace.tensors(one, stored, flats[index]))
                             for one, stored, flats in bound
                         ]
                         for one in group:
@@ -139,7 +140,7 @@ class Sweep:
                 transfer.release(unit)
 
     def _take_along(
-        self, unit: Unit, perturbations: Sequence[Perturbation], room: torch.Tensor, together: bool
+        self, unit: Unit, perturbations: Sequence[Perturbation], start: int, together: bool
     ) -> list[_Bound]:
         """What passes enter after ``unit`` without another stop, each of which takes Python time.
 
@@ -149,7 +150,7 @@ class Sweep:
         Args:
             unit: where passes wait.
             perturbations: of the passes that go on now.
-            room: for copies.
+            start: byte of the scratch buffer from which on there is room for copies.
             together: whether these are all passes that wait.
         """
         found: list[_Bound] = []
@@ -163,17 +164,18 @@ class Sweep:
             tiny = one in self._route.tiny and one not in self._whole
             inside = together and one.block == unit.block
             along = tiny or (inside and (whole or self._has_arrived(one)))
-            if not along or count * layout.nbytes > room.numel():
+            end = start + count * layout.nbytes
+            if not along or end > self._workspace.scratch.numel():
                 break
             base = transfer.acquire(one)
             try:
-                copies = parts(room, count, layout.nbytes)
+                copies = self._workspace.copies(start, count, layout.nbytes)
                 found.append((one, base, self._transform(one, base, perturbations, copies)))
             finally:
                 transfer.release(one)
             if transfer is self._stream:
                 self._fetch_ahead(one)
-            room = room[count * layout.nbytes :]
+            start = end
         return found
 
     def _has_arrived(self, unit: Unit) -> bool:
@@ -221,7 +223,7 @@ class Sweep:
         """
         small = self._workspace.small
         if perturbations and small and unit in small.bounds and (made := self._perturb(small)):
-            return [made[one][small.bounds[unit]] for one in perturbations]
+            return [made[one][unit] for one in perturbations]
         layout, pending = self._store.layouts[unit], self._pending
         write = self._stores(unit)
         lacks = bool(pending.open) or (pending.lacks(unit) > 0 and not write)
@@ -241,7 +243,7 @@ class Sweep:
             self._arithmetic.transform(layout, base, self._changes, held, write, targets)
         return flats
 
-    def _perturb(self, small: Small) -> dict[Perturbation, torch.Tensor]:
+    def _perturb(self, small: Small) -> dict[Perturbation, dict[Unit, torch.Tensor]]:
         """The copies of small units, made when the first of them is asked for; none if there is no
         room for as many as passes need, or units differ in what they lack.
         """
@@ -252,8 +254,8 @@ class Sweep:
         fit = len(perturbations) <= len(small.copies) and all(one.scale for one in perturbations)
         if fit and len(states) == 1:
             ((held, write),) = states
-            self._made.update(zip(perturbations, small.copies, strict=False))
-            targets = list(enumerate(self._made.values()))
+            self._made.update(zip(perturbations, small.parts, strict=False))
+            targets = list(enumerate(small.copies[: len(perturbations)]))
             base, changes = small.base, self._changes
             with self._interrupts.held_up:
                 self._arithmetic.transform(small.layout, base, changes, held, write, targets)

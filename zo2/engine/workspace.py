@@ -22,12 +22,14 @@ class Small:
         layout: of all their weights.
         base: these weights, 1-D uint8.
         copies: two, for perturbed ones.
+        parts: of each copy, by unit.
     """
 
     bounds: dict[Unit, slice]
     layout: Layout
     base: torch.Tensor
     copies: Sequence[torch.Tensor]
+    parts: Sequence[dict[Unit, torch.Tensor]]
 
 
 class Workspace:
@@ -55,11 +57,14 @@ class Workspace:
         if plan.small:
             resting = store.resting[plan.small[0]]
             layout = Layout([weight for unit in plan.small for weight in unit.weights])
-            two = parts(rest, 2, resting.nbytes)
-            self.small = Small(resting.bounds, layout, resting.flat, two)
+            two = _parts(rest, 0, 2, resting.nbytes)
+            by_unit = [{u: copy[bounds] for u, bounds in resting.bounds.items()} for copy in two]
+            self.small = Small(resting.bounds, layout, resting.flat, two, by_unit)
         self.stream = plan.transfer(store, device)
         self._in_place = InPlace(store)
+        # views of the same few buffers serve every sweep
         self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}
+        self._copies: dict[tuple[int, int, int], list[torch.Tensor]] = {}
 
     @property
     def buffers(self) -> list[torch.Tensor]:
@@ -82,14 +87,19 @@ class Workspace:
             for trained, perturbed, frozen in zip(layout.trains, views, stored, strict=True)
         ]
 
+    def copies(self, start: int, count: int, nbytes: int) -> list[torch.Tensor]:
+        """Room in `scratch` for ``count`` copies of so many bytes, from byte ``start`` on."""
+        key = start, count, nbytes
+        if key not in self._copies:
+            self._copies[key] = _parts(self.scratch, *key)
+        return self._copies[key]
+
     def _view(self, unit: Unit, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Views of a long-lived buffer, kept: the same few buffers serve every sweep."""
         key = unit, flat.data_ptr()
         if key not in self._views:
             self._views[key] = self.store.layouts[unit].views(flat)
         return self._views[key]
 
 
-def parts(buffer: torch.Tensor, count: int, nbytes: int) -> Sequence[torch.Tensor]:
-    """The first ``count`` times ``nbytes`` of a buffer."""
-    return [buffer[i * nbytes : (i + 1) * nbytes] for i in range(count)]
+def _parts(buffer: torch.Tensor, start: int, count: int, nbytes: int) -> list[torch.Tensor]:
+    return [buffer[start + i * nbytes : start + (i + 1) * nbytes] for i in range(count)]

@@ -10,6 +10,7 @@ import torch
 import zo2
 from tests.test_engine import CPU, assert_same
 from tests.tiny import batch, tiny
+from tests.virtual import VirtualPlacement
 from zo2.engine.placement import Placement
 
 
@@ -58,6 +59,29 @@ def test_compiled_blocks_give_the_same_steps(slots, unit, compile_blocks, graphs
     assert graphs
     assert losses == others
     assert_same(weights, compiled)
+
+
+@pytest.mark.parametrize("compile_blocks", [in_place, wrapped])
+def test_compiled_blocks_that_steps_go_through_at_once_and_evaluations_do_not(
+    compile_blocks, graphs
+):
+    """What was compiled for steps, without hooks within, must not run in evaluations."""
+    model = tiny("llama")
+
+    def answers(model):
+        placement = VirtualPlacement(slots=2, copies=True)
+        zo2.prepare(model, zo2.ZOConfig(**CPU, lr=1e-2, unit="leaf"), placement=placement)
+        one = batch(model)
+        for _ in range(2):
+            yield from (model(**one).item() for _ in range(3))
+            model.zo_eval()
+            yield model(**one, use_cache=False).loss.item()
+            model.zo_train()
+
+    expected = list(answers(copy.deepcopy(model)))
+    compile_blocks(model.model.layers, compiling(graphs))
+    assert list(answers(model)) == expected
+    assert graphs
 
 
 def test_blocks_may_be_compiled_after_the_model_was_prepared(graphs):

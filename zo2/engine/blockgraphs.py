@@ -91,12 +91,7 @@ class _Block:
     settings: Hashable
 
     @classmethod
-    def look_at(
-        cls,
-        module: nn.Module,
-        units: frozenset[Unit],
-        forward: Forward,
-    ) -> _Block:
+    def look_at(cls, module: nn.Module, units: frozenset[Unit], forward: Forward) -> _Block:
         tensors: list[torch.Tensor | None] = []
         places: set[int] = set()
         settings: list[Hashable] = [id(getattr(forward, "__func__", forward))]

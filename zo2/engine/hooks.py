@@ -83,6 +83,7 @@ class Hooks:
         for handle in chain(self._of_blocks, *self._of_units.values()):
             handle.remove()
         self._of_units.clear()
+        self._last.clear()  # it would keep modules that are the model's no more
         self._left_out = frozenset()
 
     def leave_out(self, units: AbstractSet[Unit]) -> None:

@@ -222,7 +222,7 @@ class Sweep:
         Where the unit is due, ``base`` is updated first and brought home.
         """
         small = self._workspace.small
-        if perturbations and small and unit in small.bounds and (made := self._perturb(small)):
+        if perturbations and small and unit in small.units and (made := self._perturb(small)):
             return [made[one][unit] for one in perturbations]
         layout, pending = self._store.layouts[unit], self._pending
         write = self._stores(unit)
@@ -250,7 +250,7 @@ class Sweep:
         if self._made is not None:
             return self._made
         pending, perturbations, self._made = self._pending, self._changes.perturbations, {}
-        states = {(pending.held(unit), self._stores(unit)) for unit in small.bounds}
+        states = {(pending.held(unit), self._stores(unit)) for unit in small.units}
         fit = len(perturbations) <= len(small.copies) and all(one.scale for one in perturbations)
         if fit and len(states) == 1:
             ((held, write),) = states
@@ -259,7 +259,7 @@ class Sweep:
             base, changes = small.base, self._changes
             with self._interrupts.held_up:
                 self._arithmetic.transform(small.layout, base, changes, held, write, targets)
-                for unit in small.bounds if write else ():
+                for unit in small.units if write else ():
                     pending.wrote(unit)
         return self._made
 

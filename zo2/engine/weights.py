@@ -104,13 +104,15 @@ class TorchArithmetic:
         lacking = changes.rounds[held:]
         perturbations = [changes.perturbations[index] for index, _ in targets]
         tensors, copies = layout.views(base), [layout.views(flat) for _, flat in targets]
+        trained = [k for k, is_trained in enumerate(layout.trains) if is_trained]
         # the largest first: should memory run out, it does before any weight has changed
-        for k in sorted(range(len(tensors)), key=lambda k: -tensors[k].numel()):
-            if not layout.trains[k]:
-                continue
+        trained.sort(key=lambda k: -tensors[k].numel())
+        if write and trained:
+            largest = tensors[trained[0]].view(-1)[: CHUNK[base.device.type]]
+            for use in ("weights", "z", "step"):
+                self._buffer(use, largest)
+        for k in trained:
             weight, tensor = layout.weights[k], tensors[k]
-            for use in ("weights", "z", "step") if write else ():
-                self._buffer(use, tensor.view(-1)[: CHUNK[tensor.device.type]])
             outs = [views[k] for views in copies]
             if lacking and not write:
                 tensor = outs[-1].copy_(tensor)  # the last one to be perturbed
@@ -191,7 +193,7 @@ class TorchArithmetic:
         else:
             weights = self._buffer("weights", part).copy_(part)
         total = self._buffer("z", part)
-        if update.terms:
+        if update.terms:  # first, as it takes memory, and the weights may be changed in place
             self.family.accumulate(total, update.terms, shape, start)
         if update.scale != 1.0:
             weights.mul_(update.scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +19,14 @@ class Small:
     """Units that rest side by side on the device and are perturbed together.
 
     Attributes:
-        bounds: which bytes each has.
+        units: these.
         layout: of all their weights.
         base: these weights, 1-D uint8.
         copies: two, for perturbed ones.
         parts: of each copy, by unit.
     """
 
-    bounds: dict[Unit, slice]
+    units: AbstractSet[Unit]
     layout: Layout
     base: torch.Tensor
     copies: Sequence[torch.Tensor]
@@ -59,7 +60,7 @@ class Workspace:
             layout = Layout([weight for unit in plan.small for weight in unit.weights])
             two = _parts(rest, 0, 2, resting.nbytes)
             by_unit = [{u: copy[bounds] for u, bounds in resting.bounds.items()} for copy in two]
-            self.small = Small(resting.bounds, layout, resting.flat, two, by_unit)
+            self.small = Small(resting.bounds.keys(), layout, resting.flat, two, by_unit)
         self.stream = plan.transfer(store, device)
         self._in_place = InPlace(store)
         # views of the same few buffers serve every sweep

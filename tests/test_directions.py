@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -187,6 +190,21 @@ def test_thread_count_does_not_change_z(backend):
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+def test_torch_keeps_its_number_of_threads():
+    """In a process of its own: numba starts its threads once, and OpenMP has one number for all."""
+    pytest.importorskip("numba", reason="numba is not installed")
+    code = """
+import torch
+from zo2.directions import streams
+streams.fill_normals(torch.empty(1 << 17), 5, 0, 0, 0)
+print(torch.get_num_threads())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "3"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["2"], done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

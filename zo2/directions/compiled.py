@@ -60,10 +60,21 @@ def _run(
     threads = 1
     if out.size >= _PARALLEL_FROM:
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        numba.set_num_threads(threads)
+        _set_threads(threads)
     key0, key1 = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
     run = serial if threads == 1 else parallel
     run(out, key0, key1, np.uint32(parameter), np.uint32(purpose), start, threads)
+
+
+def _set_threads(count: int) -> None:
+    """Have numba's kernels run on so many threads, and torch on as many as before.
+
+    Where both use OpenMP, numba's first start of threads would set torch to all of the machine's.
+    """
+    before = torch.get_num_threads()
+    numba.set_num_threads(count)
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 if numba is not None:

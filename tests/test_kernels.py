@@ -239,6 +239,21 @@ POINTERS = {"base": "*{}", "out0": "*{}", "out1": "*{}", "segments": "*i64", "se
 SCALARS = ("width", "perturbations", "terms", "rounds", "held", "first", "second")
 
 
+def machine_code(kernel, signature, constants, capability, options):
+    """A kernel as PTX, compiled by the Triton at hand for a GPU that need not be there."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3):
+        signature = signature | dict.fromkeys(constants, "constexpr")
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    else:
+        source = ASTSource(fn=kernel, signature=signature, constants=constants)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options=options).asm["ptx"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("updates", [1, 2], ids=["one", "several"])
@@ -251,10 +266,6 @@ def test_kernels_compile_without_a_gpu(
     family, dtype, span, updates, capability, tmp_path, monkeypatch
 ):
     """For the Triton at hand; the rows of the matrix have 3.0 to the newest."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from zo2.engine import kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -263,18 +274,74 @@ def test_kernels_compile_without_a_gpu(
                  "SHARED": True, "SPAN": span}  # fmt: skip
     signature = {name: kind.format(dtype) for name, kind in POINTERS.items()}
     signature |= dict.fromkeys(SCALARS, "i32")
-    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3):
-        signature |= dict.fromkeys(constants, "constexpr")
-        source = ASTSource(fn=kernels.transform, signature=signature, constexprs=constants)
-    else:
-        source = ASTSource(fn=kernels.transform, signature=signature, constants=constants)
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(
-        source, target=target, options={"num_warps": 2, "enable_fp_fusion": False}
-    )
-    assert ".entry transform" in compiled.asm["ptx"]
+    options = {"num_warps": 2, "enable_fp_fusion": False}
+    code = machine_code(kernels.transform, signature, constants, capability, options)
+    assert ".entry transform" in code
     # one rounding per operation, but for 14 of each pair of normals; two pairs in each of four
     # lanes wherever a seed's are made
     fused = 14 * {1: 2, 2: 5}[updates] * 2 * 4 if family == 0 else 0
-    assert compiled.asm["ptx"].count("fma.rn.f32") == fused
-    assert "bar.sync" not in compiled.asm["ptx"]  # nothing changes places between threads
+    assert code.count("fma.rn.f32") == fused
+    assert "bar.sync" not in code  # nothing changes places between threads
+
+
+# -- the cross entropy ------------------------------------------------------------------------
+
+
+def folds_differ(dtype, device, columns=(3000, 4096, 17, 33), rows=9):
+    """Columns of which the kernel leaves something else than torch operations; should be none.
+
+    One part of the logits is all minus infinity, one row is that throughout, and a target is no
+    column.
+    """
+    from zo2.logits import crossentropy, kernel
+
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(sum(columns), (rows,), generator=generator)
+    target[1], target[2] = -100, 3001
+    ours, theirs = (crossentropy.unknown(rows, device) for _ in range(2))
+    start, found = 0, []
+    for width in columns:
+        logits = torch.randn((rows, width), generator=generator) * 5
+        logits[3] = -torch.inf
+        if width == columns[0]:
+            logits[:5] = -torch.inf
+        logits = logits.to(dtype).to(device)
+        for fold, known in ((kernel.fold, ours), (crossentropy.fold, theirs)):
+            fold(logits, target.to(device), start, known)
+        close = torch.allclose(ours[0], theirs[0], rtol=2e-6, atol=1e-6)
+        same = torch.equal(ours[1].nan_to_num(7.5), theirs[1].nan_to_num(7.5))
+        found += [] if close and same else [(width, close, same)]
+        start += width
+    return found
+
+
+@pytest.mark.slow
+def test_logits_are_folded_as_by_torch_when_interpreted():
+    code = """
+from tests.test_kernels import folds_differ
+for dtype in (torch.float32, torch.float16):
+    print(folds_differ(dtype, "cpu"))
+"""
+    assert interpreted(code) == ["[]"] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_logits_are_folded_as_by_torch_on_a_gpu(dtype):
+    assert folds_differ(dtype, "cuda") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_the_fold_compiles_without_a_gpu(dtype, even, tmp_path, monkeypatch):
+    from zo2.logits import kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    signature = {"logits": f"*{dtype}", "target": "*i64", "known": "*fp32", "stride": "i32",
+                 "start": "i32", "count": "i32"}  # fmt: skip
+    constants = {"EVEN": even, "LENGTH": kernel.LENGTH}
+    options = {"num_warps": 8, "enable_fp_fusion": False}
+    code = machine_code(kernel.columns, signature, constants, 90, options)
+    assert ".entry columns" in code

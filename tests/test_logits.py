@@ -14,8 +14,7 @@ from torch import nn
 import zo2
 from tests.test_engine import CPU, Toy, losses_of_a_step, toy_batch, toy_losses, zo2_seed
 from tests.tiny import FAMILIES, batch, tiny
-from zo2 import logits as module
-from zo2.logits import Head, Logits
+from zo2.logits import Head, Logits, crossentropy
 
 
 def stand_in(rows=(2, 9), hidden=4, vocabulary=7, bias=False, seed=0):
@@ -26,23 +25,27 @@ def stand_in(rows=(2, 9), hidden=4, vocabulary=7, bias=False, seed=0):
         return Logits(states, head.weight, head.bias, []), head(states)
 
 
-def set_chunk(patch, nbytes, rows=1):
-    """Compute logits of so many bytes at once, and of a multiple of so many rows."""
-    patch.setattr(module, "CHUNK", nbytes)
-    patch.setattr(module, "ROWS", rows)
+def set_chunk(patch, nbytes, rows=2048, columns=1):
+    """Compute logits of so many bytes and rows at once, and of a multiple of so many columns."""
+    patch.setattr(crossentropy, "CHUNK", nbytes)
+    patch.setattr(crossentropy, "ROWS", rows)
+    patch.setattr(crossentropy, "COLUMNS", columns)
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     chunk=st.integers(1, 400),
-    rows=st.integers(1, 4),
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 8),
     bias=st.booleans(),
     shifted=st.booleans(),
     cap=st.sampled_from([None, 2.0]),
     reduction=st.sampled_from(["mean", "sum"]),
     ignored=st.sets(st.integers(0, 15)),
 )
-def test_the_loss_is_that_of_all_logits(chunk, rows, bias, shifted, cap, reduction, ignored):
+def test_the_loss_is_that_of_all_logits(
+    chunk, rows, columns, bias, shifted, cap, reduction, ignored
+):
     lazy, real = stand_in(bias=bias)
     labels = torch.randint(7, (2, 9), generator=torch.Generator().manual_seed(3))
 
@@ -60,7 +63,7 @@ def test_the_loss_is_that_of_all_logits(chunk, rows, bias, shifted, cap, reducti
         return F.cross_entropy(logits.view(-1, 7), flat, ignore_index=-100, reduction=reduction)
 
     with pytest.MonkeyPatch.context() as patch:
-        set_chunk(patch, chunk, rows)
+        set_chunk(patch, chunk, rows, columns)
         found = loss(lazy)
     assert found.item() == pytest.approx(loss(real).item(), rel=1e-5)
 
@@ -111,7 +114,6 @@ def test_the_loss_of_half_precision_logits_is_that_of_all(dtype, widened, monkey
         lambda x: F.cross_entropy(x.view(-1, 7), torch.full((18,), 2), label_smoothing=0.1),
         lambda x: F.cross_entropy(x.view(-1, 7), torch.full((18,), 2), weight=torch.arange(7.0)),
         lambda x: F.cross_entropy(x.view(-1, 7), torch.full((18,), 2), reduction="none"),
-        lambda x: nn.CrossEntropyLoss()(x.view(-1, 7), torch.full((18,), 2)),
         lambda x: torch.tensor([x.shape[0], len(x), x.dim(), x.size(-1)]),
     ],
 )  # fmt: skip
@@ -120,6 +122,50 @@ def test_whatever_is_read_is_what_the_head_gives(read):
     found = read(lazy)
     found = found.whole() if isinstance(found, Logits) else found
     assert torch.equal(found, read(real))
+
+
+def test_the_loss_by_a_module():
+    lazy, real = stand_in()
+    labels = torch.arange(18) % 7
+    found, expected = (nn.CrossEntropyLoss()(x.view(-1, 7), labels) for x in (lazy, real))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert lazy._whole is None
+
+
+def test_the_loss_of_no_rows_is_that_of_all_logits():
+    lazy, _ = stand_in(rows=(3, 0))
+    assert F.cross_entropy(lazy.view(-1, 7), torch.empty(0, dtype=torch.long)).isnan()
+
+
+@pytest.mark.parametrize("label", [-1, 7])
+def test_a_label_that_is_no_word_leaves_no_loss(label):
+    lazy, _ = stand_in()
+    labels = torch.arange(18) % 7
+    labels[3] = label
+    assert F.cross_entropy(lazy.view(-1, 7), labels).isnan()
+
+
+def test_a_label_that_is_no_word_is_named(monkeypatch):
+    set_chunk(monkeypatch, 1 << 10)
+    model = tiny("llama")
+    zo2.prepare(model, zo2.ZOConfig(**CPU))
+    one = batch(model)
+    one["labels"] = one["labels"].clone()
+    one["labels"][0, 3] = 10**6
+    with pytest.raises(zo2.NonFiniteLossError, match="a label is 1000000"):
+        model(**one)
+
+
+def test_words_that_are_ruled_out():
+    """Minus infinity in all of a part of the logits, as of words that are masked."""
+    logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    logits[:, :4] = logits[2, 6:9] = -torch.inf
+    labels = torch.tensor([5, 4, 11, 9, 10])
+    known = crossentropy.unknown(5, torch.device("cpu"))
+    for start in range(0, 12, 4):
+        crossentropy.fold(logits[:, start : start + 4], labels, start, known)
+    expected = F.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(known[0] - known[1], expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -403,6 +403,8 @@ class ZOState:
         labels = [b["labels"] for b in batches if isinstance(b.get("labels"), torch.Tensor)]
         if labels and any(bool((one == -100).all()) for one in labels):
             cause = "every label of a batch is -100, so there is nothing to learn from"
+        elif (stray := self._head.stray(labels)) is not None:
+            cause = f"a label is {stray}, which is neither a word of the model's nor -100"
         else:
             cause = (
                 "lower lr or eps, or look for overflow in half precision (bfloat16 has the "

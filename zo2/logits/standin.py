@@ -1,10 +1,10 @@
-"""Logits that are computed where they are read: a training pass never holds them all.
+"""A head that returns a stand-in for its logits, until somebody reads them.
 
 A large vocabulary makes the logits, and their float32 copies within the loss, the largest
-activations of a forward. In a training pass nothing but the loss reads them, row by row. So the
-head returns a stand-in, which notes what is done to each row on the way to the loss and then takes
-the cross entropy over a few rows at a time. Anything else that is asked of it gets all logits, as
-the head would have given them.
+activations of a forward. In a training pass nothing but the loss reads them. So the head returns a
+stand-in, which notes what is done to each of them on the way to the loss and then has the cross
+entropy taken of a part at a time. Anything else that is asked of it gets all logits, as the head
+would have given them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK = 1 << 26  # bytes of logits in float32 that are computed at once
-ROWS = 128  # but at least so many rows, and a multiple: a GPU's products come in tiles of as many
+from zo2.logits import crossentropy
 
-RowFunction = Callable[[torch.Tensor], torch.Tensor]
+Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Logits:
@@ -32,7 +31,7 @@ class Logits:
         weight: (vocabulary, hidden size).
         bias: (vocabulary,) or none.
         live: takes a reference to every stand-in that comes of this one.
-        functions: what is applied to every row of logits.
+        functions: what is applied to every logit.
         dtype: precision of the result; by default that of ``hidden``.
     """
 
@@ -42,7 +41,7 @@ class Logits:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         live: list[weakref.ref[Logits]],
-        functions: tuple[RowFunction, ...] = (),
+        functions: tuple[Elementwise, ...] = (),
         dtype: torch.dtype | None = None,
     ) -> None:
         self._hidden, self._weight, self._bias = hidden, weight, bias
@@ -75,12 +74,12 @@ class Logits:
     def __len__(self) -> int:
         return len(self._hidden)
 
-    # -- what keeps rows apart ----------------------------------------------------------------
+    # -- what keeps logits apart --------------------------------------------------------------
 
     def _rows(self, hidden: torch.Tensor) -> Logits:
         return Logits(hidden, self._weight, self._bias, self._live, self._functions, self.dtype)
 
-    def _each(self, function: RowFunction, dtype: torch.dtype | None = None) -> Logits:
+    def _each(self, function: Elementwise, dtype: torch.dtype | None = None) -> Logits:
         functions = (*self._functions, function)
         return Logits(
             self._hidden, self._weight, self._bias, self._live, functions, dtype or self.dtype
@@ -141,41 +140,36 @@ class Logits:
     def whole(self) -> torch.Tensor:
         """All logits, as a tensor."""
         if self._whole is None:
-            self._whole = self._of(self._hidden, self._functions)
+            logits = F.linear(self._hidden, self._weight, self._bias)
+            self._whole = _applied(self._functions, logits)
         return self._whole
-
-    def _of(self, hidden: torch.Tensor, functions: Sequence[RowFunction]) -> torch.Tensor:
-        rows = F.linear(hidden, self._weight, self._bias)
-        for function in functions:
-            rows = function(rows)
-        return rows
 
     def cross_entropy(
         self, target: torch.Tensor, ignore_index: int, reduction: str
     ) -> torch.Tensor:
-        """The cross entropy of (rows, vocabulary) logits, a chunk of rows at a time.
-
-        A last conversion to float32 is left to the softmax, which on a GPU reads float16 as it is.
-        """
-        hidden = self._hidden
-        step = max(1, CHUNK // (4 * self.shape[-1]) // ROWS) * ROWS
-        if self._whole is not None or len(hidden) <= step:
+        """The cross entropy of (rows, vocabulary) logits, a part of them at a time."""
+        if self._whole is not None:
             return F.cross_entropy(
-                self.whole(), target, ignore_index=ignore_index, reduction=reduction
+                self._whole, target, ignore_index=ignore_index, reduction=reduction
             )
+        # a last conversion to float32 is left to the cross entropy, which reads float16 as it is
         widens = self._functions[-1:] == (torch.Tensor.float,)
         functions = self._functions[:-1] if widens else self._functions
-        losses = []
-        for start in range(0, len(hidden), step):
-            rows = self._of(hidden[start : start + step], functions)
-            logs = F.log_softmax(rows, dim=-1, dtype=torch.float32 if widens else None)
-            part = target[start : start + step]
-            losses.append(F.nll_loss(logs, part, ignore_index=ignore_index, reduction="none"))
-            del rows, logs  # before the next chunk takes its memory
-        total = torch.cat(losses).float().sum()
-        if reduction == "mean":
-            total /= (target != ignore_index).sum()
-        return total.to(self.dtype)
+
+        def product(rows: slice) -> Callable[[slice], torch.Tensor]:
+            hidden = self._hidden[rows]
+
+            def logits(columns: slice) -> torch.Tensor:
+                bias = None if self._bias is None else self._bias[columns]
+                return _applied(functions, F.linear(hidden, self._weight[columns], bias))
+
+            return logits
+
+        itemsize = self._hidden.element_size()
+        loss = crossentropy.cross_entropy(
+            product, self.shape[-1], itemsize, target, ignore_index, reduction
+        )
+        return loss.to(self.dtype)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -213,6 +207,12 @@ for _name in (
 Logits.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
+def _applied(functions: Sequence[Elementwise], logits: torch.Tensor) -> torch.Tensor:
+    for function in functions:
+        logits = function(logits)
+    return logits
+
+
 def _real(value: Any) -> Any:
     """``value`` with tensors in place of stand-ins."""
     if isinstance(value, Logits):
@@ -247,7 +247,7 @@ class Head:
         def forward(hidden: torch.Tensor) -> Any:
             size = 4 * hidden.numel() // hidden.shape[-1] * module.out_features
             mixed = hidden.device.type != "meta" and torch.is_autocast_enabled(hidden.device.type)
-            if size <= CHUNK or mixed:
+            if size <= crossentropy.CHUNK or mixed:
                 return original(hidden)
             bias = None if module.bias is None else module.bias.detach()
             return Logits(hidden, module.weight.detach(), bias, self._live)
@@ -257,6 +257,14 @@ class Head:
             yield
         finally:
             del module.forward
+
+    def stray(self, labels: Sequence[torch.Tensor]) -> int | None:
+        """A label that is no word of the head's and not -100; none if all are, or it is unknown."""
+        if self._module is None:
+            return None
+        words = self._module.out_features
+        odd = [one[(one != -100) & ((one < 0) | (one >= words))] for one in labels]
+        return next((int(some[0]) for some in odd if some.numel()), None)
 
     def compute_all(self) -> None:
         """Compute what stand-ins still stand for: their weights are about to be replaced."""

@@ -98,6 +98,29 @@ def test_every_family_and_method_streams(family, method):
         assert all(torch.equal(weights[name], other[name]) for name in weights)
 
 
+@pytest.mark.parametrize("vocabulary", [997, 1024])
+def test_losses_of_a_part_of_the_logits_at_a_time(vocabulary, monkeypatch):
+    from zo2.logits import crossentropy, kernel
+
+    model = tiny("llama", dtype=torch.float16, vocab_size=vocabulary)
+    whole, _ = train(model, 4, zo2=False)
+    folded = []
+    monkeypatch.setattr(crossentropy, "CHUNK", 1 << 12)
+    monkeypatch.setattr(crossentropy, "COLUMNS", 128)
+    monkeypatch.setattr(kernel, "fold", spied(kernel.fold, lambda: folded.append(1)))
+    losses, weights = train(model, 4, zo2=False)
+    assert folded  # else this shows nothing
+    assert losses == pytest.approx(whole, rel=1e-3)
+    for variant in (
+        {"slots": 2},
+        {"slots": 2, "cuda_graphs": True},
+        {"zo2": False, "cuda_graphs": True},
+    ):
+        other_losses, other = train(model, 4, **variant)
+        assert losses == other_losses, variant
+        assert all(torch.equal(weights[name], other[name]) for name in weights), variant
+
+
 def test_passes_equal_plain_forwards():
     model = wide(dtype=torch.bfloat16)
     one = {name: value.cuda() for name, value in batch(model).items()}

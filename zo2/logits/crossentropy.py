@@ -80,6 +80,7 @@ def _slices(length: int, size: int) -> list[slice]:
 
 
 def _fold_of(target: torch.Tensor) -> Fold:
+    """By the kernel where it runs; torch sums in another order, so losses differ by rounding."""
     if target.is_meta:  # the kernel needs no memory, which is all that is asked where no data are
         return lambda logits, target, start, known: None
     if target.is_cuda and gpu.available():

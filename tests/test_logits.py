@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -135,6 +136,18 @@ def test_the_loss_by_a_module():
 def test_the_loss_of_no_rows_is_that_of_all_logits():
     lazy, _ = stand_in(rows=(3, 0))
     assert F.cross_entropy(lazy.view(-1, 7), torch.empty(0, dtype=torch.long)).isnan()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [torch.zeros(17, dtype=torch.long), torch.zeros(1, dtype=torch.long), torch.zeros(18).int()],
+)
+def test_labels_that_do_not_fit_are_what_they_are_to_torch(labels):
+    lazy, real = stand_in()
+    with pytest.raises((ValueError, RuntimeError)) as expected:
+        F.cross_entropy(real.view(-1, 7), labels)
+    with pytest.raises(type(expected.value), match=re.escape(str(expected.value))):
+        F.cross_entropy(lazy.view(-1, 7), labels)
 
 
 @pytest.mark.parametrize("label", [-1, 7])

@@ -184,7 +184,8 @@ class Logits:
             smoothed = given.pop("label_smoothing", 0.0)
             usual = all(value is None for value in given.values()) and not smoothed
             usual = usual and how in ("mean", "sum") and len(args) <= len(names)
-            if usual and logits.ndim == 2 and target.ndim == 1:
+            fits = logits.ndim == 2 and target.shape == logits.shape[:1]
+            if usual and fits and target.dtype == torch.int64 and target.device == logits.device:
                 return logits.cross_entropy(target, ignored, how)
         return func(*_real(args), **_real(kwargs))
 

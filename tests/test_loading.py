@@ -27,7 +27,7 @@ needs_gguf = pytest.mark.skipif(
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """An address where nobody listens, asked again without waiting, and an empty cache."""
+    """An address where nobody listens, an empty cache, and no patience."""
     import huggingface_hub.constants
     import transformers.utils.hub
 
@@ -38,8 +38,12 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path / "c"), False)
     monkeypatch.setattr(huggingface_hub.hf_api.HfApi, "model_info", _unreachable)
     monkeypatch.setattr(huggingface_hub, "model_info", _unreachable)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", _waits)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # set by other files of this process
+
+
+def _waits(seconds):
+    pytest.fail(f"waits {seconds} s before it says that there is no network")
 
 
 def _unreachable(*args, **kwargs):

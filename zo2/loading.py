@@ -146,6 +146,8 @@ def load(source: Source, dtype: str | None = None, device: str = "cpu") -> Loade
     elif not source.on_hub:
         _need_safetensors(source)
         _check_shards(source)
+    else:
+        load_config(source)  # without a network an error at once: weights would be tried for long
     with quiet(hide_progress=not (source.on_hub or bars_are_wanted())):
         options = {"trust_remote_code": False, **_where(source)}
         precision = "float32" if dtype is None and (source.gguf or device == "cpu") else dtype

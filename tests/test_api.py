@@ -432,6 +432,23 @@ def test_generate_on_a_streamed_model(family):
     float(model.zo_step([{"input_ids": ids, "labels": ids}]))  # which finds nothing of that mode
 
 
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+def test_evaluations_keep_no_activations_for_gradients(mode):
+    model = prepared(tiny("llama"), placement=Placement(slots=2, copies=True))
+    one = batch(model)
+    model.zo_eval()
+    asked = []
+
+    def reduce(number, output):
+        asked.append(torch.is_grad_enabled())
+        return output.logits
+
+    with mode():
+        found = [model(**one).logits, *model.zo_forward([one], reduce)]
+    assert asked == [False]
+    assert not any(one.requires_grad for one in found)
+
+
 def test_many_batches_are_evaluated_in_one_sweep():
     model = tiny("llama", num_hidden_layers=5)
     batches = [batch(model, seed=s) for s in range(5)]

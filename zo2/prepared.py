@@ -350,7 +350,8 @@ class ZOState:
         inference = torch.is_inference_mode_enabled()  # a cache of that mode can be written in it
 
         def body(number: int, batch: Batch) -> Any:
-            with torch.inference_mode(inference):
+            # without inference mode torch switches gradients on
+            with torch.inference_mode(inference), torch.no_grad():
                 output, _ = forward_with_loss(
                     self.model, self._forward, self.eval_hooks, custom, batch
                 )

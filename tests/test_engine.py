@@ -1081,7 +1081,7 @@ def test_a_plan_fits_its_budget_and_uses_it(budget, slots, size, activations, ou
     small=st.sampled_from([0, 1 << 28]),
 )
 def test_on_a_gpu_copies_of_small_blocks_come_before_more_buffers(budget, slots, fewest, small):
-    """And some buffers before either."""
+    """Fewer buffers do before room for fewer copies, which is for the last size of units."""
     units = units_of()
     block = sum(unit.stored for unit in units if unit.block == 0)
     with pytest.MonkeyPatch.context() as patch:
@@ -1092,6 +1092,8 @@ def test_on_a_gpu_copies_of_small_blocks_come_before_more_buffers(budget, slots,
         sizes = perturbed_sizes(units, "cuda")
         assert (sizes[0] >= 2 * block) == bool(small)
         assert sizes == sorted(sizes, reverse=True)
+        if fewest == 3:
+            sizes = sizes[:-1] or sizes
 
         def least(room, slots):
             return everything.need.resident + room + slots * buffer
@@ -1108,7 +1110,7 @@ def test_on_a_gpu_copies_of_small_blocks_come_before_more_buffers(budget, slots,
     assert plan.slots >= min(slots, fewest)
     assert least(plan.need.perturbed, plan.slots + 1) > budget
     if plan.need.perturbed < sizes[0]:
-        assert least(sizes[0], min(slots, 3)) > budget
+        assert least(sizes[0], min(slots, fewest)) > budget
 
 
 def test_a_guess_that_does_not_fit_leaves_as_much_as_there_is():

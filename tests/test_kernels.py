@@ -132,6 +132,57 @@ def rounded_otherwise(dtype, device):
     return found
 
 
+def rows_differ(family, dtype, device, tables):
+    """Of which tables and perturbations the rows that are looked up are not those of a copy."""
+    from zo2.engine.fused import FusedArithmetic
+
+    layout = layout_of(tables, [torch.float32, *[dtype] * (len(tables) - 1)], frozen=None)
+    base = filled(layout, device)
+    arithmetic = FusedArithmetic(get_family(family), True, torch.device(device))
+    held = UPDATES["all there"][0]
+    perturbations = tuple(one for one in PERTURBATIONS if one.scale)
+    changes = Changes(held, (), perturbations)
+    found = []
+    for index in range(len(perturbations)):
+        copy = torch.zeros_like(base)
+        TorchArithmetic(get_family(family), True).transform(
+            layout, base, changes, len(held), False, [(index, copy)]
+        )
+        for weight, expected in zip(layout.weights, layout.views(copy), strict=True):
+            rows = len(expected)
+            for kind in (torch.int64, torch.int32):
+                ids = torch.tensor([[0, rows - 1, 1], [rows // 2, 0, rows // 3]], dtype=kind)
+                got = arithmetic.look_up(layout, base, changes, index, weight, ids.to(device))
+                if not got.equal(expected[ids.long().to(device)]):
+                    found.append((index, weight.shape, kind))
+            row = expected[0].numel() * expected.element_size()
+            for start in range(0, rows if expected.shape[1] % 8 == 0 else 0, 256):
+                part = slice(start, min(start + 256, rows))
+                out = torch.full(((part.stop - start) * row,), 7, dtype=torch.uint8, device=device)
+                arithmetic.perturb_rows(layout, base, changes, index, weight, part, out)
+                if not out.view(expected.dtype).view(-1, expected.shape[1]).equal(expected[part]):
+                    found.append((index, weight.shape, part))
+    none = torch.tensor([0, rows, -1], device=device)
+    if arithmetic.look_up(layout, base, changes, 0, weight, none).isnan().all(1).tolist() != [
+        False, True, True,
+    ]:  # fmt: skip
+        found.append("rows that there are not")
+    if arithmetic.look_up(layout, base, changes, 0, weight, none[:0]).numel():
+        found.append("no rows")
+    return found
+
+
+TABLES = [(9, 70), (300, 270), (5, 2048), (12, 1500), (520, 32), (300, 24)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("family", ["gaussian", "rademacher", "rank1", "ones"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_that_are_looked_up_have_the_bits_of_a_copy_on_a_gpu(family, dtype):
+    assert rows_differ(family, dtype, "cuda", [*TABLES, (40000, 2048), (700, 5120)]) == []
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -195,6 +246,16 @@ half, single = torch.float16, torch.float32
 from zo2.engine import fused
 fused.FEW_PROGRAMS = 0 if "{family}" == "gaussian" else fused.FEW_PROGRAMS
 print(differing("{family}", [single, half, single, half, half], SMALL, "cpu", DISTINCT))
+"""
+    assert interpreted(code) == ["[]"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gaussian", "rademacher", "rank1", "ones"])
+def test_rows_that_are_looked_up_have_the_bits_of_a_copy_when_interpreted(family):
+    code = f"""
+from tests.test_kernels import TABLES, rows_differ
+print(rows_differ("{family}", torch.float16, "cpu", TABLES))
 """
     assert interpreted(code) == ["[]"]
 
@@ -285,6 +346,23 @@ def test_kernels_compile_without_a_gpu(
     fused = 14 * {1: 2, 2: 5}[updates] * 2 * 4 if family == 0 else 0
     assert code.count("fma.rn.f32") == fused
     assert "bar.sync" not in code  # nothing changes places between threads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [0, 1, 2], ids=["gaussian", "signs", "rank1"])
+def test_looking_up_compiles_without_a_gpu(family, tmp_path, monkeypatch):
+    from zo2.engine import kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    signature = {"base": "*fp16", "out": "*fp16", "ids": "*i64", "segments": "*i64",
+                 "seeds": "*i64", "numbers": "*fp32", "factors": "*i8", "width": "i32",
+                 "which": "i32", "index": "i32", "parts": "i32"}  # fmt: skip
+    constants = {"SEGMENTS": 16, "FAMILY": family, "LENGTH": 1024}
+    options = {"num_warps": 4, "enable_fp_fusion": False}
+    code = machine_code(kernels.looked_up, signature, constants, 90, options)
+    assert ".entry looked_up" in code
+    # 14 fused operations a pair of normals, of which each element makes its own
+    assert code.count("fma.rn.f32") == (14 * 1024 // (4 * 32) if family == 0 else 0)
 
 
 # -- the cross entropy ------------------------------------------------------------------------

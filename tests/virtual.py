@@ -214,8 +214,8 @@ class VirtualLanes(CudaLanes):
 class VirtualPlacement(Placement):
     """Plans for a GPU, on whatever device passes run."""
 
-    def plan(self, units: Sequence[Any], device: str, *sizes: int, fewest: int = 2) -> Plan:
-        return super().plan(units, "cuda", *sizes, fewest=fewest)
+    def plan(self, units: Sequence[Any], device: str, *sizes: int, **more: Any) -> Plan:
+        return super().plan(units, "cuda", *sizes, **more)
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,7 @@ def engine_for(
     placement: Placement,
     arithmetic: Arithmetic,
     progress: Callable[[int], None],
+    head: nn.Module | None,
 ) -> Engine:
     """The engine, with units of the size that is asked for, or that suits the placement.
 
@@ -167,7 +168,7 @@ def engine_for(
     wanted = _graphs(device, 1) if config.cuda_graphs else None
     sizes = [config.unit] if config.unit else unit_sizes_to_try(model, placement)
     return Engine(
-        model, device, placement, arithmetic, sizes, config.update_window, progress, graphs=wanted
+        model, device, placement, arithmetic, sizes, config.update_window, progress, wanted, head
     )
 
 

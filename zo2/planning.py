@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +29,7 @@ from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import page_tables
 from zo2.engine.partition import Unit, partition
 from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, fits_whole, tiny_ones
+from zo2.engine.vocabulary import spared
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
 from zo2.logits import Head
 
@@ -188,7 +190,6 @@ def activations(model: nn.Module, unit: str, batch: int, tokens: int, passes: in
             unit or the next.
     """
     ids = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
-    find_head = getattr(model, "get_output_embeddings", lambda: None)
     units = partition(model, unit)
     tiny = tiny_ones(units)
     held, most = [0], []  # bytes where passes wait, and at most on the way to there
@@ -207,7 +208,7 @@ def activations(model: nn.Module, unit: str, batch: int, tokens: int, passes: in
             for module in one.modules
         ]
         try:
-            lean, head = _LeanAttention(), Head(find_head()).returning_stand_ins()
+            lean, head = _LeanAttention(), _head(model).returning_stand_ins()
             with torch.no_grad(), _no_autocast(), lean, head:
                 model(input_ids=ids, labels=ids, use_cache=False)
         finally:
@@ -288,6 +289,7 @@ class Work:
 
     Attributes:
         units: the partition.
+        spared: those that need no perturbed copy where they rest on the device.
         activations: bytes that passes need beside weights, if they wait at blocks only.
         within: the same, if they wait at every unit.
         tokens: of a step, over all micro-batches of one perturbation.
@@ -296,6 +298,7 @@ class Work:
     """
 
     units: list[Unit]
+    spared: set[Unit]
     activations: int
     within: int
     tokens: int
@@ -330,7 +333,14 @@ def work(
     }
     whole = batch * tokens * micro_batches
     units = partition(model, unit)
-    return Work(units, waiting_at["block"], waiting_at[unit], whole, passes, micro_batches)
+    return Work(
+        units, spared(units, _head(model).module) - tiny_ones(units), waiting_at["block"],
+        waiting_at[unit], whole, passes, micro_batches,
+    )  # fmt: skip
+
+
+def _head(model: nn.Module) -> Head:
+    return Head(getattr(model, "get_output_embeddings", lambda: None)())
 
 
 def predict(
@@ -362,9 +372,10 @@ def predict(
 
 def _plan(step: Work, placement: Placement, context: int, fewest: int) -> Plan:
     """Where weights rest, by where passes wait."""
-    plan = placement.plan(step.units, "cuda", context, step.activations, fewest)
+    place = partial(placement.plan, step.units, "cuda", context, fewest=fewest, spared=step.spared)
+    plan = place(step.activations)
     if _waits_within(step, plan.room):
-        return placement.plan(step.units, "cuda", context, step.within, fewest)
+        return place(step.within)
     return plan
 
 

@@ -51,9 +51,11 @@ class ZOState:
         self._in_pass = False  # whether a closure's call of the model belongs to a pass
         model.eval()
         arithmetic = arithmetic_for(config, self.device)
-        self.engine = engine_for(model, self.device, config, placement, arithmetic, progress)
         find_head = getattr(model, "get_output_embeddings", lambda: None)
-        self._head = Head(find_head())
+        self._head = Head(find_head(), lambda module: self.engine.rows_of(module))
+        self.engine = engine_for(
+            model, self.device, config, placement, arithmetic, progress, self._head.module
+        )
         self.engine.before_pause = self._head.compute_all
         self._replays = replays_of(config, self.engine, arithmetic)
         self._host = host_bound(config, self.engine, arithmetic)
@@ -223,10 +225,10 @@ class ZOState:
     def sparing_logits(self) -> contextlib.AbstractContextManager[None]:
         """Within, training passes hold no logits that only the model's own loss reads.
 
-        Hooks and a custom loss may read them: with these, nothing is spared.
+        Hooks and a custom loss may read them: with these, logits are not spared.
         """
         if self._logits_are_read():
-            return contextlib.nullcontext()
+            return self._head.returning_tensors()
         return self._head.returning_stand_ins()
 
     def _logits_are_read(self) -> bool:
@@ -273,11 +275,12 @@ class ZOState:
         mode = model.zo_training
         self._in_pass = model.zo_training = True
         try:
-            return self._take_step(
-                lambda perturbations: self._sweep(closures, perturbations, probes),
-                _shares(batches, weights, self._shifts_labels),
-                batches,
-            )
+            with self._head.returning_tensors():
+                return self._take_step(
+                    lambda perturbations: self._sweep(closures, perturbations, probes),
+                    _shares(batches, weights, self._shifts_labels),
+                    batches,
+                )
         finally:
             self._in_pass, model.zo_training = False, mode
 

@@ -32,13 +32,14 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedModules
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
-from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan
+from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan, tiny_ones
 from zo2.engine.record import Recorder, tells_form, tells_place
 from zo2.engine.route import Route
 from zo2.engine.store import Store
 from zo2.engine.structure import Structure
 from zo2.engine.sweep import Sweep
 from zo2.engine.updates import Update
+from zo2.engine.vocabulary import RowArithmetic, Rows, Vocabulary, spared
 from zo2.engine.weights import Arithmetic, Changes
 from zo2.engine.workspace import Workspace
 from zo2.errors import DeviceMemoryError, ZO2Error
@@ -73,6 +74,7 @@ class Engine:
         update_window: a sweep makes a round of the pending updates once so many wait.
         progress: told the bytes of weights that have been taken in.
         graphs: makes what replays passes through blocks while weights are streamed.
+        head: whose owner asks for its weights by `rows_of` where it replaces its forward.
 
     Attributes:
         pending: updates that not every stored weight has yet.
@@ -94,9 +96,10 @@ class Engine:
         update_window: int = 1,
         progress: Callable[[int], None] = lambda nbytes: None,
         graphs: Callable[[], BlockGraphs] | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         self.model, self.device = model, device
-        self._placement, self._arithmetic = placement, arithmetic
+        self._placement, self._arithmetic, self._head = placement, arithmetic, head
         self._unit_sizes, self._update_window = list(unit_sizes), update_window
         self.pending = Pending()
         self.formation: Formation = InFile()
@@ -173,6 +176,9 @@ class Engine:
         self._whole = atonce.whole_blocks(units)
         self._divided = atonce.divided_blocks(self.model, units)
         self._route = Route(self.units)
+        can_serve, self._vocabulary = self._spared(units), None
+        if isinstance(self._arithmetic, RowArithmetic):
+            self._vocabulary = Vocabulary(can_serve, self._arithmetic)
         trained = [unit for unit in self.units if self.store.layouts[unit].trained]
         self.pending = Pending.of(trained, self.pending.open)
         self._connect(plan)
@@ -187,8 +193,9 @@ class Engine:
         # rather than two buffers for large units, more of them for smaller ones
         fewest = 2 if len(self._unit_sizes) == 1 else FEWEST
         place = functools.partial(
-            self._placement.plan, units, self.device.type, others, fewest=fewest
-        )
+            self._placement.plan, units, self.device.type, others, fewest=fewest,
+            spared=self._spared(units),
+        )  # fmt: skip
         activations = usage.activations
         if self._new_graphs and atonce.any_at_once(self.model, units):
             activations += usage.of_graphs()
@@ -206,6 +213,18 @@ class Engine:
             except DeviceMemoryError:
                 too_many = middle
         return plan
+
+    def _spared(self, units: Sequence[Unit]) -> set[Unit]:
+        """The units of which no perturbed copies are needed where they rest on the device: every
+        sweep stores their updates, and perturbs them by rows.
+        """
+        if self._update_window > 1 or not isinstance(self._arithmetic, RowArithmetic):
+            return set()
+        return spared(units, self._head) - tiny_ones(units)
+
+    def rows_of(self, module: nn.Module) -> Rows | None:
+        """The rows of the head, for the pass that runs it now; none if its parameter has them."""
+        return self._vocabulary.rows_of(module) if self._vocabulary else None
 
     def _bytes_on_device(self, units: Sequence[Unit]) -> int:
         """Device memory of the weights, and of what they pass through."""
@@ -433,6 +452,9 @@ class Engine:
         self._usage.claim()
         if self._unknown(probes) or not self._is_undisturbed():
             self._take_back()
+        if self.pending and self._vocabulary and self._unknown(probes):
+            self.pending.make_round()  # what is recorded finds all weights as they are stored
+            self._catch_up()
         while unknown := self._unknown(probes):  # all again, should weights be divided further
             try:
                 with self._measured():
@@ -521,6 +543,9 @@ class Engine:
         sweep = self._new_sweep(perturbations, due, at_once, one_by_one=recorder is not None)
         lockstep = Lockstep(passes, self.model, self._watched, keep)
         replaying: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        serving: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._vocabulary and recorder is None and any(one.scale for one in perturbations):
+            serving = self._vocabulary.standing_in()
         if self._graphs and not keep and recorder is None:
             once = {module: self._divided[module] for module in at_once.first}
             replaying = self._graphs.standing_in(self._whole | once, lockstep)
@@ -528,7 +553,7 @@ class Engine:
         self.hooks.leave_out(at_once.units)
         self.hooks.sweeping = Sweeping(lockstep, at_once, self.before_pause, recorder)
         try:
-            with replaying:
+            with replaying, serving:
                 sweep.run(lockstep, self.formation)
         finally:
             self.hooks.sweeping = None
@@ -545,7 +570,7 @@ class Engine:
         ahead = AHEAD * len(self._workspace.stream.buffers) if waits else 0
         return Sweep(
             self._route, self._workspace, self._arithmetic, self.pending, perturbations, due, ahead,
-            one_by_one, at_once.starts, self._interrupts,
+            one_by_one, at_once.starts, self._interrupts, self._vocabulary,
         )  # fmt: skip
 
     def _choose(self, perturbations: Sequence[Perturbation]) -> AtOnce:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from weakref import WeakKeyDictionary
 
@@ -40,7 +40,9 @@ FEW_PROGRAMS = 4096
 MASKED = 16  # elements that kernels mask together: they read so far past the end of a weight
 FEWEST = 16  # columns of a table: for each number of them kernels are compiled anew, in seconds
 _NEVER = 1 << 62  # the first program of a segment that is not there
+LENGTH = 1024  # elements of a row that is looked up, for each program
 TRANSFORM = Launcher(kernels.transform, num_warps=WARPS, enable_fp_fusion=False)
+LOOKED_UP = Launcher(kernels.looked_up, num_warps=4, enable_fp_fusion=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class Segments:
 
     Attributes:
         dtype: their precision.
+        weights: in the order of the table's columns.
         table: int64 (9, S) on the device; see `zo2.engine.kernels`.
         pairs: of tiles, for each program.
         programs: how many a launch has.
@@ -60,6 +63,7 @@ class Segments:
     """
 
     dtype: torch.dtype
+    weights: Sequence[Weight]
     table: torch.Tensor
     pairs: int
     programs: int
@@ -129,6 +133,10 @@ class FusedArithmetic:
         self._family = FAMILIES[type(family)]
         self._stochastic, self._device = stochastic_rounding, device
         self._segments: WeakKeyDictionary[Layout, list[Segments]] = WeakKeyDictionary()
+        # of rows, by which weight they are of, the first and the end
+        self._parts: WeakKeyDictionary[Layout, dict[tuple[int, int, int], Segments]] = (
+            WeakKeyDictionary()
+        )
         self._tables: dict[tuple[tuple[int, ...], int], Tables] = {}
         self._latest: Tables | None = None
         self._factors = torch.empty(0, dtype=torch.int8, device=device)
@@ -143,16 +151,80 @@ class FusedArithmetic:
         write: bool,
         targets: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
-        if layout not in self._segments:
-            self._segments[layout] = segments_of(layout, self._device)
-        tables = self.load(changes)
+        of_layout, tables = self._segments_of(layout), self.load(changes)
         with torch.cuda.device_of(base):  # Triton launches on the current device
             for first in range(0, max(len(targets), 1), 2):
-                for segments in self._segments[layout]:
+                for segments in of_layout:
                     pair = targets[first : first + 2]
                     self._launch(segments, base, changes, tables, held, write, pair)
                 if write:  # what follows starts from the updated weights
                     write, held = False, len(changes.rounds)
+
+    def _segments_of(self, layout: Layout) -> list[Segments]:
+        if layout not in self._segments:
+            self._segments[layout] = segments_of(layout, self._device)
+        return self._segments[layout]
+
+    def look_up(
+        self,
+        layout: Layout,
+        base: torch.Tensor,
+        changes: Changes,
+        index: int,
+        weight: Weight,
+        ids: torch.Tensor,
+    ) -> torch.Tensor:
+        shape, kind = weight.shape, weight.parameter.dtype
+        columns = shape.shape[-1]
+        out = torch.empty((*ids.shape, columns), dtype=kind, device=self._device)
+        ids = ids.contiguous()
+        segments = next(one for one in self._segments_of(layout) if one.dtype == kind)
+        tables = self.load(changes)
+        with torch.cuda.device_of(base):
+            factors = self._fill_factors(segments, tables, updates=False)
+            parts = -(-columns // LENGTH)
+            arguments = (
+                base.view(kind),
+                out,
+                ids,
+                segments.table,
+                tables.seeds,
+                tables.numbers,
+                factors,
+                segments.width,
+                segments.weights.index(weight),
+                index,
+                parts,
+            )
+            constants = {
+                "SEGMENTS": segments.table.shape[1], "FAMILY": self._family, "LENGTH": LENGTH
+            }  # fmt: skip
+            if out.numel():
+                LOOKED_UP(ids.numel() * parts, arguments, constants)
+        return out
+
+    def perturb_rows(
+        self,
+        layout: Layout,
+        base: torch.Tensor,
+        changes: Changes,
+        index: int,
+        weight: Weight,
+        rows: slice,
+        out: torch.Tensor,
+    ) -> None:
+        parts, which = self._parts.setdefault(layout, {}), layout.weights.index(weight)
+        key = which, rows.start, rows.stop
+        if key not in parts:
+            parts[key] = _segment_of_rows(weight, rows, self._device)
+        begin = (
+            layout.offsets[which]
+            + rows.start * weight.shape.shape[1] * weight.parameter.dtype.itemsize
+        )
+        part = base[begin : begin + out.numel()]
+        tables, held = self.load(changes), len(changes.rounds)
+        with torch.cuda.device_of(base):
+            self._launch(parts[key], part, changes, tables, held, False, [(index, out)])
 
     def load(self, changes: Changes) -> Tables:
         """Bring all that ``changes`` says to the device, where kernels will read it."""
@@ -282,9 +354,25 @@ def _segments(
         )  # fmt: skip
         program += _programs([shape.numel], pairs)
     return Segments(
-        dtype, _padded(rows, device), pairs, program, span, _padded(streams, device), sign_program,
-        width,
+        dtype, [weight for weight, _ in weights], _padded(rows, device), pairs, program, span,
+        _padded(streams, device), sign_program, width,
     )  # fmt: skip
+
+
+def _segment_of_rows(weight: Weight, rows: slice, device: torch.device) -> Segments:
+    """Some rows of a matrix, in a buffer that begins with the first of them.
+
+    It is the matrix without the programs before, whose elements would lie before the buffer.
+    """
+    shape = weight.shape
+    columns = shape.shape[1]
+    first, end = rows.start * columns, rows.stop * columns
+    pairs = PAIRS if first % (2 * TILE * PAIRS) == 0 else 1
+    whole = _segments(weight.parameter.dtype, [(weight, 0)], device)
+    before, programs = first // (2 * TILE * pairs), _programs([end], pairs)
+    table = whole.table.clone()
+    table[:3, 0] = torch.tensor([-before, -first, end])
+    return replace(whole, table=table, pairs=pairs, programs=programs - before, launches={})
 
 
 def _programs(sizes: Sequence[int], pairs: int) -> int:

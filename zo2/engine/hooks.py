@@ -123,7 +123,7 @@ class Hooks:
                     self.outside.add(unit)
                 if unit not in one.bound:
                     now.before_pause()
-                    one.pause(unit)
+                    one.pause(unit, module)
             one.inside.append(unit)
 
         return hook
@@ -138,7 +138,7 @@ class Hooks:
         first = now.at_once.first.get(module)
         if first is not None and first not in one.bound:
             now.before_pause()
-            one.pause(first)
+            one.pause(first, module)
 
     def _leaving(self, unit: Unit) -> Callable[..., Any]:
         @never_compiled

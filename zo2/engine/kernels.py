@@ -66,6 +66,15 @@ def _counted(seeds, index, lane, first, parameter, purpose):
 
 
 @triton.jit
+def _words(seeds, index, counter, parameter, purpose):
+    """The words of any counters (int64), under the seed at ``index``."""
+    seed = tl.load(seeds + index)
+    key0, key1 = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    low, high = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
+    return _philox(low, high, key0, key1, parameter, purpose)
+
+
+@triton.jit
 def _signs_of_block(seeds, index, lane, block, parameter, purpose):
     """The words that hold the signs of a block of 8192 elements, 32 in each lane's."""
     w0, w1, w2, w3 = _counted(seeds, index, lane, block // 4 * _LANES, parameter, purpose)
@@ -410,3 +419,58 @@ def signs(out, streams, seeds, width, STREAMS: tl.constexpr):
     e = block * _SIGN_BLOCK + bit * _LANES + lane[None, :]
     row = out + index.to(tl.int64) * width + at
     tl.store(row + e, _sign(word, bit).to(tl.int8), mask=e < count)
+
+
+@functools.partial(
+    triton.jit,
+    do_not_specialize=["width", "which", "index", "parts"],
+)
+def looked_up(
+    base, out, ids, segments, seeds, numbers, factors, width, which, index, parts,
+    SEGMENTS: tl.constexpr, FAMILY: tl.constexpr, LENGTH: tl.constexpr,
+):  # fmt: skip
+    """Write perturbed copies of some rows of a matrix: what `transform` writes there.
+
+    A program makes ``LENGTH`` elements of a row, one of its ``parts``, each for itself: the other
+    elements of its counters may be in rows that nobody asks for. The matrix is number ``which`` of
+    the segments, perturbed by the perturbation at ``index``. A row that there is not is NaN.
+    """
+    program = tl.program_id(0)
+    segment = segments + which
+    offset = tl.load(segment + SEGMENTS)
+    numel = tl.load(segment + 2 * SEGMENTS)
+    parameter = tl.load(segment + 3 * SEGMENTS)
+    columns = tl.load(segment + 5 * SEGMENTS)
+    asked = program // parts
+    row = tl.load(ids + asked).to(tl.int64)
+    column = program % parts * LENGTH + tl.arange(0, LENGTH)
+    inside = column < columns
+    known = (row >= 0) & (row < numel // columns)
+    row = tl.where(known, row, 0)
+    e = row * columns + column
+    x = tl.load(base + offset + e, mask=inside, other=0.0).to(tl.float32)
+    x = tl.where(known, x, float("nan"))
+    if FAMILY == _GAUSSIAN:
+        tile = e // _TILE
+        plane = (e - tile * _TILE) // _LANES
+        w0, w1, w2, w3 = _words(seeds, index, tile * _LANES + e % _LANES, parameter, _NORMAL)
+        even, odd = _box_muller(tl.where(plane < 2, w0, w2), tl.where(plane < 2, w1, w3))
+        z = tl.where(plane % 2 == 0, even, odd)
+    elif FAMILY == _RADEMACHER:
+        block = e // _SIGN_BLOCK
+        plane = block % 4
+        bit = (e - block * _SIGN_BLOCK) // _LANES
+        w0, w1, w2, w3 = _words(seeds, index, block // 4 * _LANES + e % _LANES, parameter, _SIGN)
+        word = tl.where(plane == 0, w0, tl.where(plane == 1, w1, tl.where(plane == 2, w2, w3)))
+        z = _sign(word, bit)
+    elif FAMILY == _RANK1:
+        own = factors + index.to(tl.int64) * width
+        u = tl.load(own + tl.load(segment + 7 * SEGMENTS) + row)
+        v = tl.load(own + tl.load(segment + 8 * SEGMENTS) + column, mask=inside, other=0)
+        z = u.to(tl.float32) * v.to(tl.float32)
+    else:
+        z = (column >= 0).to(tl.float32)
+    value = x + z * tl.load(numbers + index)
+    tl.store(
+        out + asked.to(tl.int64) * columns + column, value.to(out.dtype.element_ty), mask=inside
+    )

@@ -29,6 +29,7 @@ class Pass:
     Attributes:
         perturbation: what the pass's weights are.
         at: the unit the pass waits to enter; ``None`` before its first and after its last.
+        calling: the module that it called there.
         pauses: how often it has waited.
         inside: the units whose modules are running now.
         bound: units whose weights it has, and that it may enter without waiting.
@@ -40,6 +41,7 @@ class Pass:
     def __init__(self, perturbation: Perturbation, body: Body) -> None:
         self.perturbation = perturbation
         self.at: Unit | None = None
+        self.calling: nn.Module | None = None
         self.pauses = 0
         self.result: Any = None
         self.inside: list[Unit] = []
@@ -57,9 +59,9 @@ class Pass:
     def _run(self) -> None:
         self.result = self._body()
 
-    def pause(self, unit: Unit) -> None:
-        """Called within the pass: wait until ``unit`` may be entered."""
-        self.at = unit
+    def pause(self, unit: Unit, calling: nn.Module) -> None:
+        """Called within the pass: wait until ``unit`` may be entered, by a call of a module."""
+        self.at, self.calling = unit, calling
         self.pauses += 1
         self._greenlet.parent.switch()
         self.at = None

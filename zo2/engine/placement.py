@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ from zo2.engine.lanes import CudaLanes, HostLanes
 from zo2.engine.partition import Unit, partition
 from zo2.engine.store import Store
 from zo2.engine.transfer import InPlace, Slots, Transfer
+from zo2.engine.vocabulary import part_of
 from zo2.errors import ConfigError, DeviceMemoryError
 
 # Bytes of a budget that are left for what torch's allocator cannot use (gaps between activations)
@@ -164,6 +167,7 @@ class Placement:
         context: int = 0,
         activations: int = 0,
         fewest: int = 2,
+        spared: AbstractSet[Unit] = frozenset(),
     ) -> Plan:
         """Decide for a model.
 
@@ -172,7 +176,8 @@ class Placement:
             device: ``"cuda"`` or ``"cpu"``.
             context: bytes that the device's libraries take.
             activations: bytes that passes need beside weights.
-            fewest: buffers, if a budget has no room for more.
+            fewest: buffers; with less than `FEWEST`, one copy of a unit at a time will do, too.
+            spared: units that need no perturbed copy where they rest on the device.
 
         Raises:
             ConfigError: a block is named that does not exist.
@@ -181,7 +186,10 @@ class Placement:
         small = small_ones(units) if device == "cuda" else ()
         parcels = _bundle(units, self._movable(units, self.outside), small)
         slots = self._depth(parcels) if device == "cuda" or self.copies else 0
-        rooms = perturbed_sizes(units, device)
+
+        def rooms(parcels: Iterable[Parcel]) -> list[int]:
+            resident = {unit for one in parcels if not one.streamed for unit in one.units}
+            return perturbed_sizes(units, device, spared & resident)
 
         def plan(parcels: Sequence[Parcel], slots: int, room: int) -> Plan:
             largest = max((one.nbytes for one in parcels if one.streamed), default=0)
@@ -192,22 +200,23 @@ class Placement:
             return Plan(tuple(parcels), slots, need, small)
 
         if self.budget is None:
-            return plan(parcels, slots, rooms[0])
+            return plan(parcels, slots, rooms(parcels)[0])
         resident = [replace(one, streamed=False) for one in parcels]
-        everything = plan(resident, slots, rooms[0])
+        everything = plan(resident, slots, rooms(resident)[0])
         if everything.need.total <= self.budget:
             return everything
         choices = [parcels]
         if self.blocks is None and not self.outside:
             choices.append(_bundle(units, self._movable(units, outside=True), small))
         few = min(slots, FEWEST)
-        depths = [*range(slots, few, -1), few]
-        sizes = [(depth, room) for room in rooms for depth in depths]
-        if fewest < few:
-            sizes.append((fewest, rooms[-1]))
+        depths = sorted({*range(few, slots + 1), min(few, fewest)}, reverse=True)
         needs = []
         for choice in choices:
-            for depth, room in sizes:
+            sizes = rooms(choice)
+            if fewest >= FEWEST:  # nor with room for one copy
+                sizes = sizes[:-1] or sizes
+            # a room for fewer copies costs more than fewer buffers
+            for room, depth in product(sizes, depths):
                 least = plan(choice, depth, room).need
                 if least.total <= self.budget:
                     return plan(_keep(choice, self.budget - least.total), depth, room)
@@ -304,14 +313,18 @@ def fits_whole(block: Sequence[Unit], count: int, room: int) -> bool:
     return is_small(block) and count * sum(unit.stored for unit in block) <= room
 
 
-def perturbed_sizes(units: Sequence[Unit], device: str) -> list[int]:
+def perturbed_sizes(
+    units: Sequence[Unit], device: str, spared: AbstractSet[Unit] = frozenset()
+) -> list[int]:
     """Bytes of the buffer for perturbed copies: sizes that it may have, the better first.
 
-    It holds the largest unit. On a GPU it should also hold two copies of any small block, whatever
-    units that has, or else of any unit of the blocks, with a tiny one beside it: then one
-    generation of z serves the passes on both sides. Two copies of small ones come on top.
+    It holds the largest unit, of those that are ``spared`` a part. On a GPU it should also hold two
+    copies of any small block, whatever units that has, or else of any unit of the blocks, with a
+    tiny one beside it: then one generation of z serves the passes on both sides. Two copies of
+    small ones come on top.
     """
-    one = max((unit.stored for unit in units if not unit.held), default=0)
+    kept = (unit for unit in units if not unit.held)
+    one = max((part_of(u) if u in spared else u.stored for u in kept), default=0)
     tiny = max((unit.stored for unit in tiny_ones(units)), default=0)
     single = max(one, _largest(units) + tiny)
     if device != "cuda":

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from itertools import groupby
 
 import torch
+from torch import nn
 
 from zo2.engine.abreast import Formation
 from zo2.engine.interrupts import Interrupts
@@ -18,6 +20,7 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Unit
 from zo2.engine.pending import Pending
 from zo2.engine.route import Route
+from zo2.engine.vocabulary import Served, Vocabulary, part_of
 from zo2.engine.weights import Arithmetic
 from zo2.engine.workspace import Small, Workspace
 from zo2.methods import Perturbation
@@ -37,6 +40,7 @@ class Sweep:
         one_by_one: whether passes stop at every unit, as one that is recorded has to.
         whole: the first units of divided blocks that passes go through at once.
         interrupts: what holds these up while stored weights are updated.
+        vocabulary: serves embeddings and head, if the arithmetic can perturb rows.
     """
 
     def __init__(
@@ -51,12 +55,14 @@ class Sweep:
         one_by_one: bool,
         whole: AbstractSet[Unit],
         interrupts: Interrupts,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self._route, self._workspace, self._arithmetic = route, workspace, arithmetic
         self._store, self._stream = workspace.store, workspace.stream
         self._pending, self._changes = pending, pending.changes(perturbations)
         self._due, self._ahead, self._one_by_one = due, ahead, one_by_one
         self._whole, self._interrupts = whole, interrupts
+        self._vocabulary = vocabulary
         # copies of small units
         self._made: dict[Perturbation, dict[Unit, torch.Tensor]] | None = None
         self._held: dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]] = {}
@@ -79,7 +85,11 @@ class Sweep:
                     self._resume(one)
             while waiting := [(one.at, one) for one in lockstep.passes if one.at is not None]:
                 unit = min((at for at, _ in waiting), key=self._route.position)
-                self._visit(unit, [one for at, one in waiting if at is unit])
+                here = [one for at, one in waiting if at is unit]
+                if self._is_served(unit, here):
+                    self._serve(unit, here)
+                else:
+                    self._visit(unit, here)
         self.write_rest()
         self._fetch_ahead(self._route.order[-1])
 
@@ -107,8 +117,9 @@ class Sweep:
         fit = workspace.scratch.numel() // nbytes if nbytes else 1
         at_once = max(1, min(fit, len(groups)))
         copies = workspace.copies(0, at_once, nbytes)
-        bound: list[_Bound] = []
         try:
+            if not fit and any(self._differs(unit, perturbation) for perturbation, _ in groups):
+                copies = [self._unforeseen(base)]
             for first in range(0, len(groups), at_once):
                 batch = groups[first : first + at_once]
                 perturbations = [perturbation for perturbation, _ in batch]
@@ -122,22 +133,31 @@ class Sweep:
                 self._fetch_ahead(bound[-1][0])
                 if first == 0 and transfer is self._stream:
                     self._write_ahead()
-                with self._formation.fork():
-                    for index, (_, group) in enumerate(batch):
-                        tensors = [
-                            (one, workspace.tensors(one, stored, flats[index]))
-                            for one, stored, flats in bound
-                        ]
-                        for one in group:
-                            for each, views in tensors:
-                                self._store.bind(each, views)
-                            one.bound = {each for each, _ in tensors}
-                            self._resume(one)
+                self._go_through(bound, batch)
+        finally:
+            if acquired:
+                transfer.release(unit)
+
+    def _go_through(
+        self, bound: Sequence[_Bound], groups: Sequence[tuple[Perturbation, list[Pass]]]
+    ) -> None:
+        """Take passes, by their perturbations, through units that were brought and perturbed."""
+        workspace = self._workspace
+        try:
+            with self._formation.fork():
+                for index, (_, group) in enumerate(groups):
+                    tensors = [
+                        (one, workspace.tensors(one, stored, flats[index]))
+                        for one, stored, flats in bound
+                    ]
+                    for one in group:
+                        for each, views in tensors:
+                            self._store.bind(each, views)
+                        one.bound = {each for each, _ in tensors}
+                        self._resume(one)
         finally:
             for each, _, _ in bound:
                 self._store.hide(each)
-            if acquired:
-                transfer.release(unit)
 
     def _take_along(
         self, unit: Unit, perturbations: Sequence[Perturbation], start: int, together: bool
@@ -183,6 +203,70 @@ class Sweep:
         frozen = self._store.layouts[unit].has_frozen
         return unit in self._workspace.streamed and not frozen and self._stream.has_arrived(unit)
 
+    # -- embeddings and head --------------------------------------------------------------
+
+    def _can_serve(self, unit: Unit, module: nn.Module | None) -> bool:
+        """Whether a pass that enters a unit by this module can be given rows of what is stored."""
+        vocabulary, pending = self._vocabulary, self._pending
+        return (
+            vocabulary is not None
+            and module in vocabulary.modules
+            and unit not in self._workspace.streamed
+            and not pending.open
+            and (self._stores(unit) or not pending.lacks(unit))
+            and part_of(unit) <= self._workspace.scratch.numel()
+        )
+
+    def _is_served(self, unit: Unit, passes: Sequence[Pass]) -> bool:
+        return all(self._can_serve(unit, one.calling) for one in passes)
+
+    def _serve(self, unit: Unit, passes: Sequence[Pass]) -> None:
+        """Take passes through an embedding or a head, which is updated but not copied."""
+        assert self._vocabulary is not None
+        transfer, size = self._workspace.transfer(unit), part_of(unit)
+        base = transfer.acquire(unit)
+        if self._stores(unit):
+            self._transform(unit, base, (), ())
+        views = self._workspace.tensors(unit, base, base)
+        at_once = max(1, min(self._workspace.scratch.numel() // size, len(passes)))
+        parts = self._workspace.copies(0, at_once, size)
+        try:
+            for first in range(0, len(passes), at_once):
+                with self._formation.fork():
+                    for one, part in zip(passes[first : first + at_once], parts, strict=False):
+                        self._store.bind(unit, views)
+                        one.bound = {unit}
+                        served = self._served(unit, base, one.perturbation, part)
+                        with self._vocabulary.serving(unit, served):
+                            self._resume(one)
+        finally:
+            self._store.hide(unit)
+            transfer.release(unit)
+
+    def _served(
+        self, unit: Unit, base: torch.Tensor, perturbation: Perturbation, buffer: torch.Tensor
+    ) -> Served | None:
+        """What gives perturbed rows, by way of a buffer, where there is anything to perturb."""
+        assert self._vocabulary is not None
+        if not perturbation.scale:
+            return None
+        layout, changes, [weight] = self._store.layouts[unit], self._changes, unit.weights
+        arithmetic, index = self._vocabulary.arithmetic, changes.perturbations.index(perturbation)
+        kind, columns = weight.parameter.dtype, weight.shape.shape[1]
+
+        def part(rows: slice) -> torch.Tensor:
+            out = buffer[: (rows.stop - rows.start) * columns * kind.itemsize]
+            arithmetic.perturb_rows(layout, base, changes, index, weight, rows, out)
+            return out.view(kind).view(-1, columns)
+
+        def bind() -> None:
+            copy = self._unforeseen(base)
+            self._transform(unit, base, [perturbation], [copy])
+            self._store.bind(unit, layout.views(copy))
+
+        look_up = partial(arithmetic.look_up, layout, base, changes, index, weight)
+        return Served(look_up, part, bind)
+
     def _resume(self, one: Pass) -> None:
         for unit, tensors in self._held.get(one.perturbation, ()):
             self._store.bind(unit, tensors)
@@ -226,10 +310,9 @@ class Sweep:
             return [made[one][unit] for one in perturbations]
         layout, pending = self._store.layouts[unit], self._pending
         write = self._stores(unit)
-        lacks = bool(pending.open) or (pending.lacks(unit) > 0 and not write)
         flats, targets = [], []
         for perturbation, copy in zip(perturbations, copies, strict=False):
-            differs = layout.trained > 0 and (perturbation.scale != 0.0 or lacks)
+            differs = self._differs(unit, perturbation)
             flats.append(copy if differs else base)
             if differs:
                 targets.append((self._changes.perturbations.index(perturbation), copy))
@@ -242,6 +325,16 @@ class Sweep:
         elif targets:
             self._arithmetic.transform(layout, base, self._changes, held, write, targets)
         return flats
+
+    def _differs(self, unit: Unit, perturbation: Perturbation) -> bool:
+        """Whether a pass uses other weights than those that are, or will be, stored."""
+        pending = self._pending
+        lacks = bool(pending.open) or (pending.lacks(unit) > 0 and not self._stores(unit))
+        return self._store.layouts[unit].trained > 0 and (perturbation.scale != 0.0 or lacks)
+
+    def _unforeseen(self, base: torch.Tensor) -> torch.Tensor:
+        """Memory for a copy of an embedding or a head that is used otherwise than by rows."""
+        return torch.empty_like(base)
 
     def _perturb(self, small: Small) -> dict[Perturbation, dict[Unit, torch.Tensor]]:
         """The copies of small units, made when the first of them is asked for; none if there is no

@@ -29,6 +29,7 @@ Fold = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor], None]
 def cross_entropy(
     product: Product,
     vocabulary: int,
+    most: int,
     itemsize: int,
     target: torch.Tensor,
     ignore_index: int,
@@ -40,6 +41,7 @@ def cross_entropy(
         product: called for every part of the rows once, and what it returns for every part of the
             columns.
         vocabulary: how many columns there are.
+        most: how many of them may be asked for at once.
         itemsize: bytes of one logit.
         target: int64 (rows,), the column that is right.
         ignore_index: the target of rows that do not count.
@@ -51,11 +53,11 @@ def cross_entropy(
     target = target.contiguous()
     known = unknown(len(target), target.device)
     fold = _fold_of(target)
-    width = _width(itemsize * min(ROWS, max(1, len(target))))
+    width = min(most, _width(itemsize * min(ROWS, max(1, len(target)))))
     with torch.cuda.device_of(target):  # Triton launches on the current device
-        for rows in _slices(len(target), ROWS):
+        for rows in slices(len(target), ROWS):
             logits, wanted, some = product(rows), target[rows], known[:, rows]
-            for columns in _slices(vocabulary, width):
+            for columns in slices(vocabulary, width):
                 fold(logits(columns), wanted, columns.start, some)
     lse, picked = known[0], known[1]
     counts = target != ignore_index
@@ -75,7 +77,8 @@ def _width(column: int) -> int:
     return max(COLUMNS, CHUNK // column // COLUMNS * COLUMNS)
 
 
-def _slices(length: int, size: int) -> list[slice]:
+def slices(length: int, size: int) -> list[slice]:
+    """Parts of ``length``, each but the last of ``size``."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from zo2.engine.vocabulary import Rows, rows_of_part
 from zo2.logits import crossentropy
 
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
@@ -28,8 +29,9 @@ class Logits:
 
     Args:
         hidden: (..., hidden size), what the head was called with.
-        weight: (vocabulary, hidden size).
+        weight: some rows of its weights (vocabulary, hidden size).
         bias: (vocabulary,) or none.
+        vocabulary: number of rows.
         live: takes a reference to every stand-in that comes of this one.
         functions: what is applied to every logit.
         dtype: precision of the result; by default that of ``hidden``.
@@ -38,13 +40,16 @@ class Logits:
     def __init__(
         self,
         hidden: torch.Tensor,
-        weight: torch.Tensor,
+        weight: Rows,
         bias: torch.Tensor | None,
+        vocabulary: int,
         live: list[weakref.ref[Logits]],
         functions: tuple[Elementwise, ...] = (),
         dtype: torch.dtype | None = None,
     ) -> None:
         self._hidden, self._weight, self._bias = hidden, weight, bias
+        self._vocabulary = vocabulary
+        self._most = rows_of_part(hidden.shape[-1] * hidden.element_size())
         self._functions = functions
         self._whole: torch.Tensor | None = None
         self.dtype = dtype or hidden.dtype
@@ -55,7 +60,7 @@ class Logits:
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((*self._hidden.shape[:-1], self._weight.shape[0]))
+        return torch.Size((*self._hidden.shape[:-1], self._vocabulary))
 
     @property
     def device(self) -> torch.device:
@@ -77,12 +82,16 @@ class Logits:
     # -- what keeps logits apart --------------------------------------------------------------
 
     def _rows(self, hidden: torch.Tensor) -> Logits:
-        return Logits(hidden, self._weight, self._bias, self._live, self._functions, self.dtype)
+        return self._like(hidden, self._functions, self.dtype)
 
     def _each(self, function: Elementwise, dtype: torch.dtype | None = None) -> Logits:
-        functions = (*self._functions, function)
+        return self._like(self._hidden, (*self._functions, function), dtype or self.dtype)
+
+    def _like(
+        self, hidden: torch.Tensor, functions: tuple[Elementwise, ...], dtype: torch.dtype
+    ) -> Logits:
         return Logits(
-            self._hidden, self._weight, self._bias, self._live, functions, dtype or self.dtype
+            hidden, self._weight, self._bias, self._vocabulary, self._live, functions, dtype
         )
 
     def float(self) -> Any:
@@ -140,9 +149,23 @@ class Logits:
     def whole(self) -> torch.Tensor:
         """All logits, as a tensor."""
         if self._whole is None:
-            logits = F.linear(self._hidden, self._weight, self._bias)
-            self._whole = _applied(self._functions, logits)
+            self._whole = _applied(self._functions, self._product())
         return self._whole
+
+    def _product(self) -> torch.Tensor:
+        """The head's, of all columns."""
+        parts = crossentropy.slices(self._vocabulary, self._most)
+        logits = self._columns(self._hidden, parts[0])
+        if len(parts) > 1:
+            some, logits = logits, logits.new_empty(self.shape)
+            logits[..., parts[0]] = some
+            for columns in parts[1:]:
+                logits[..., columns] = self._columns(self._hidden, columns)
+        return logits
+
+    def _columns(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
+        bias = None if self._bias is None else self._bias[columns]
+        return F.linear(hidden, self._weight(columns), bias)
 
     def cross_entropy(
         self, target: torch.Tensor, ignore_index: int, reduction: str
@@ -158,16 +181,11 @@ class Logits:
 
         def product(rows: slice) -> Callable[[slice], torch.Tensor]:
             hidden = self._hidden[rows]
-
-            def logits(columns: slice) -> torch.Tensor:
-                bias = None if self._bias is None else self._bias[columns]
-                return _applied(functions, F.linear(hidden, self._weight[columns], bias))
-
-            return logits
+            return lambda columns: _applied(functions, self._columns(hidden, columns))
 
         itemsize = self._hidden.element_size()
         loss = crossentropy.cross_entropy(
-            product, self.shape[-1], itemsize, target, ignore_index, reduction
+            product, self._vocabulary, self._most, itemsize, target, ignore_index, reduction
         )
         return loss.to(self.dtype)
 
@@ -226,44 +244,69 @@ def _real(value: Any) -> Any:
 
 
 class Head:
-    """A model's head that can return `Logits`.
+    """A model's head, whose weights may be had by some rows at a time only.
 
     Args:
-        module: a linear layer; anything else, and a missing one, is left alone.
+        module: its output embeddings, if it has any.
+        rows_of: the rows of the module's weights for the pass that runs it now; none if its
+            parameter has them.
+
+    Attributes:
+        module: as given if it is a linear layer; anything else is left alone.
     """
 
-    def __init__(self, module: nn.Module | None) -> None:
-        self._module = module if type(module) is nn.Linear else None
+    def __init__(
+        self,
+        module: nn.Module | None,
+        rows_of: Callable[[nn.Module], Rows | None] = lambda module: None,
+    ) -> None:
+        self.module = module if type(module) is nn.Linear else None
+        self._rows_of = rows_of
         self._live: list[weakref.ref[Logits]] = []
 
-    @contextlib.contextmanager
-    def returning_stand_ins(self) -> Iterator[None]:
+    def returning_stand_ins(self) -> contextlib.AbstractContextManager[None]:
         """Within this context, calls of the head return `Logits` where that saves memory."""
-        module = self._module
-        if module is None:
-            yield
-            return
-        original = module.forward
 
         def forward(hidden: torch.Tensor) -> Any:
-            size = 4 * hidden.numel() // hidden.shape[-1] * module.out_features
+            logits = self._logits(hidden)
+            size = 4 * hidden.numel() // hidden.shape[-1] * logits.shape[-1]
             mixed = hidden.device.type != "meta" and torch.is_autocast_enabled(hidden.device.type)
-            if size <= crossentropy.CHUNK or mixed:
-                return original(hidden)
-            bias = None if module.bias is None else module.bias.detach()
-            return Logits(hidden, module.weight.detach(), bias, self._live)
+            return logits.whole() if size <= crossentropy.CHUNK or mixed else logits
 
-        module.forward = forward  # type: ignore[method-assign, assignment]
+        return self._calling(forward)
+
+    def returning_tensors(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context, calls of the head return logits, but need some rows at a time."""
+
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            return self._logits(hidden).whole()
+
+        return self._calling(forward)
+
+    def _logits(self, hidden: torch.Tensor) -> Logits:
+        assert self.module is not None
+        weight = self.module.weight.detach()
+        rows = self._rows_of(self.module) or weight.__getitem__
+        bias = None if self.module.bias is None else self.module.bias.detach()
+        return Logits(hidden, rows, bias, len(weight), self._live)
+
+    @contextlib.contextmanager
+    def _calling(self, forward: Callable[[torch.Tensor], Any]) -> Iterator[None]:
+        if self.module is None or "forward" in self.module.__dict__:  # as it is set, or others do
+            yield
+            return
+        forward.asks_for_rows = True  # type: ignore[attr-defined]
+        self.module.forward = forward  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:
-            del module.forward
+            del self.module.forward
 
     def stray(self, labels: Sequence[torch.Tensor]) -> int | None:
         """A label that is no word of the head's and not -100; none if all are, or it is unknown."""
-        if self._module is None:
+        if self.module is None:
             return None
-        words = self._module.out_features
+        words = self.module.out_features
         odd = [one[(one != -100) & ((one < 0) | (one >= words))] for one in labels]
         return next((int(some[0]) for some in odd if some.numel()), None)
 

@@ -1,0 +1,278 @@
+"""Embeddings and heads that are perturbed by rows: nothing changes but the memory that it takes."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+
+import zo2
+from tests.test_engine import CPU, assert_same
+from tests.tiny import FAMILIES, batch, tiny
+from tests.virtual import VirtualPlacement
+from zo2.directions import get_family
+from zo2.engine import vocabulary
+from zo2.engine.partition import partition
+from zo2.engine.placement import Placement, perturbed_sizes, tiny_ones
+from zo2.engine.sweep import Sweep
+from zo2.engine.vocabulary import spared
+from zo2.engine.weights import TorchArithmetic
+
+CAUSAL = sorted(FAMILIES)
+
+
+class ByRows(TorchArithmetic):
+    """Takes rows out of a perturbed copy of all; counts how often it was asked, for what."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.asked = {"look_up": 0, "perturb_rows": 0}
+
+    def _copy(self, layout, base, changes, index, weight):
+        out = torch.empty_like(base)
+        self.transform(layout, base, changes, len(changes.rounds), False, [(index, out)])
+        return layout.views(out)[layout.weights.index(weight)]
+
+    def look_up(self, layout, base, changes, index, weight, ids):
+        self.asked["look_up"] += 1
+        return self._copy(layout, base, changes, index, weight)[ids]
+
+    def perturb_rows(self, layout, base, changes, index, weight, rows, out):
+        self.asked["perturb_rows"] += 1
+        part = self._copy(layout, base, changes, index, weight)[rows]
+        assert out.numel() == part.numel() * part.element_size()
+        out.copy_(part.reshape(-1).view(torch.uint8))
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Heads of the tiny models are multiplied in several parts."""
+    monkeypatch.setattr(vocabulary, "PART", 4096)
+    monkeypatch.setattr(vocabulary, "GRAIN", 8)
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """Losses and weights of some steps, by copies or by rows; and what the arithmetic was asked."""
+
+    def train(model, by_rows, inputs=None, steps=6, placement=None, step=None, **settings):
+        made = []
+
+        def arithmetic(config, device):
+            kind = ByRows if by_rows else TorchArithmetic
+            made.append(kind(get_family(config.direction), config.stochastic_rounding))
+            return made[-1]
+
+        monkeypatch.setattr("zo2.prepared.arithmetic_for", arithmetic)
+        inputs = inputs or partial(batch, model)
+        model = copy.deepcopy(model)
+        zo2.prepare(model, zo2.ZOConfig(**{**CPU, "lr": 1e-2, **settings}), placement=placement)
+        step = step or (lambda model, one: model(**one))
+        losses = [float(step(model, inputs(seed=number % 3))) for number in range(steps)]
+        asked = made[0].asked if by_rows else {}
+        return losses, model.state_dict(), asked
+
+    return train
+
+
+def same(train, model, **settings):
+    """What is asked by rows, once it is seen that results are those of copies, to the bit."""
+    losses, weights, _ = train(model, False, **settings)
+    others, found, asked = train(model, True, **settings)
+    assert others == losses
+    assert_same(weights, found)
+    return asked
+
+
+WHERE = {
+    "resident": None,
+    "streamed": VirtualPlacement(slots=2, copies=True),
+    "all streamed": VirtualPlacement(slots=2, copies=True, outside=True),
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("family", CAUSAL)
+def test_rows_have_the_bits_of_copies(family, where, train):
+    same(train, tiny(family), placement=WHERE[where], zo2=where != "resident")
+
+
+@pytest.mark.parametrize("where", ["resident", "streamed"])
+@pytest.mark.parametrize("unit", ["block", "leaf"])
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gemma2"])
+def test_embedding_and_head_are_asked_for_rows(family, unit, where, train):
+    asked = same(
+        train, tiny(family, vocab_size=700), placement=WHERE[where], zo2=where != "resident",
+        unit=unit, steps=3,
+    )  # fmt: skip
+    assert asked["look_up"] >= 3 * 2
+    assert asked["perturb_rows"] >= 3 * 2 * 2
+
+
+def test_what_is_streamed_and_what_rests_on_the_device_have_the_same_bits(train):
+    """A head is multiplied in the same parts where its copy is whole."""
+    model = tiny("llama", vocab_size=700)
+    found = [train(model, True, placement=where, zo2=where is not None) for where in WHERE.values()]
+    assert found[0][0] == found[1][0] == found[2][0]
+    assert found[2][2] == {"look_up": 0, "perturb_rows": 0}
+
+
+@pytest.mark.parametrize("settings", [
+    {"method": "fzoo", "directions": 3},
+    {"update_window": 3},
+    {"weight_decay": 0.1},
+    {"direction": "rank1"},
+])  # fmt: skip
+def test_other_settings_keep_their_bits(settings, train):
+    same(train, tiny("opt", vocab_size=700), placement=WHERE["streamed"], **settings)
+
+
+def test_a_custom_loss_reads_all_logits(train):
+    def step(model, one):
+        model.zo_custom_train_loss_fn = lambda model, input_ids, logits, labels, **_: (
+            F.cross_entropy(logits.flatten(0, 1), input_ids.flatten())
+        )
+        return model(**one)
+
+    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE["streamed"], step=step)
+    assert asked["perturb_rows"] > 0
+
+
+def test_a_closure_reads_all_logits(train):
+    def step(model, one):
+        def closure(first):
+            return model(**one).logits.float().square().mean()
+
+        return model.zo_step_on([closure], [one])
+
+    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE["streamed"], step=step)
+    assert asked["perturb_rows"] > 0
+
+
+def test_batches_of_a_new_form_in_the_midst(train):
+    model = tiny("llama", vocab_size=700)
+
+    def inputs(seed):
+        one = batch(model, seed=seed)
+        return one if seed < 2 else {**one, "attention_mask": torch.ones_like(one["input_ids"])}
+
+    same(train, model, inputs=inputs, placement=WHERE["streamed"])
+
+
+class Shifted(nn.Embedding):
+    """Reads its weight in two ways."""
+
+    def forward(self, ids):
+        return super().forward(ids) + self.weight.mean(0)
+
+
+def test_an_embedding_that_reads_all_of_itself(train):
+    model = tiny("llama", vocab_size=700)
+    model.model.embed_tokens.__class__ = Shifted
+    asked = same(train, model, placement=WHERE["streamed"])
+    assert asked["look_up"] > 0
+
+
+def test_hooks_of_others_find_perturbed_weights(train):
+    seen = {}
+
+    def step(by_rows, model, one):
+        if by_rows not in seen:
+            seen[by_rows] = []
+            model.model.embed_tokens.register_forward_hook(
+                lambda module, args, output: seen[by_rows].append(module.weight.sum().item())
+            )
+        return model(**one)
+
+    model = tiny("llama", vocab_size=700)
+    for by_rows in (False, True):
+        train(model, by_rows, placement=WHERE["streamed"], step=partial(step, by_rows))
+    assert seen[False] == seen[True] != []
+
+
+def test_a_module_keeps_the_forward_that_others_gave_it(train):
+    model = tiny("llama", vocab_size=700)
+    calls = []
+    for module in (model.model.embed_tokens, model.lm_head):
+        original = module.forward
+        module.forward = lambda x, own=original: (calls.append(1), own(x))[1]
+    replaced = model.model.embed_tokens.forward
+    assert_same(
+        train(model, False, placement=WHERE["streamed"])[1],
+        train(model, True, placement=WHERE["streamed"])[1],
+    )
+    assert calls
+    assert model.model.embed_tokens.forward is replaced
+
+
+def test_evaluations_between_steps(train):
+    def step(model, one):
+        loss = model(**one)
+        model.zo_eval()
+        found = model(**one).loss
+        model.zo_train()
+        return loss + found
+
+    same(train, tiny("llama", vocab_size=700), placement=WHERE["streamed"], step=step)
+
+
+# -- memory ----------------------------------------------------------------------------------
+
+
+def test_no_copy_of_a_large_vocabulary_is_planned_for():
+    model = tiny("llama", vocab_size=7000, tie_word_embeddings=False)
+    units = partition(model, "block")
+    free = spared(units, model.lm_head) - tiny_ones(units)
+    assert {unit.name for unit in free} == {"model.embed_tokens", "lm_head"}
+    whole, parts = (perturbed_sizes(units, "cuda", some)[-1] for some in (frozenset(), free))
+    block = max(unit.stored for unit in units if unit.block is not None)
+    assert parts < 2 * block < whole
+    place = partial(Placement(slots=2, copies=True, outside=True).plan, units, "cuda")
+    assert place(spared=free).need.perturbed == place().need.perturbed  # it passes through buffers
+
+
+@pytest.mark.parametrize("where", ["resident", "streamed", "all streamed"])
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gemma2"])
+def test_no_copy_of_a_large_vocabulary_is_made(family, where, train, monkeypatch):
+    """Neither when a pass is recorded, nor in steps, nor in evaluations between them."""
+
+    def step(model, one):
+        loss = float(model(**one))
+        model.zo_eval()
+        model(**one)
+        model.zo_train()
+        scratch = model._zo.engine._workspace.scratch.numel()
+        largest = max(unit.stored for unit in model._zo.engine.units)
+        assert (scratch < largest) == (where != "all streamed")
+        return loss
+
+    def unforeseen(sweep, base):
+        raise AssertionError("a copy of all words")
+
+    monkeypatch.setattr(Sweep, "_unforeseen", unforeseen)
+    placement = WHERE[where] or VirtualPlacement(blocks=frozenset())
+    model = tiny(family, vocab_size=7000)
+    train(model, True, placement=placement, step=step)
+
+
+def test_what_cannot_be_asked_for_rows_is_not_spared():
+    model = transformers.OPTForCausalLM(
+        transformers.OPTConfig(
+            vocab_size=96, hidden_size=32, word_embed_proj_dim=16, ffn_dim=48,
+            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
+        )
+    )  # fmt: skip
+    units = partition(model, "block")
+    names = {unit.name for unit in spared(units, model.lm_head)}
+    assert names == {"model.decoder.embed_tokens", "model.decoder.embed_positions"}  # no projection
+    assert {u.name for u in spared(units, None)} == {"model.decoder.embed_positions"}  # tied
+    model.lm_head.bias = nn.Parameter(torch.zeros(96))
+    names = {unit.name for unit in spared(partition(model, "block"), model.lm_head)}
+    assert names == {"model.decoder.embed_positions"}
+    model.model.decoder.embed_positions.weight.requires_grad_(False)
+    assert spared(partition(model, "block"), model.lm_head) == set()

@@ -168,8 +168,9 @@ def engine_for(
     wanted = _graphs(device, 1) if config.cuda_graphs else None
     sizes = [config.unit] if config.unit else unit_sizes_to_try(model, placement)
     return Engine(
-        model, device, placement, arithmetic, sizes, config.update_window, progress, wanted, head
-    )
+        model, device, placement, arithmetic, sizes, config.update_window, progress,
+        graphs=wanted, head=head,
+    )  # fmt: skip
 
 
 def _graphs(device: torch.device, patience: int) -> Callable[[], BlockGraphs]:

@@ -154,14 +154,34 @@ def test_a_closure_reads_all_logits(train):
     assert asked["perturb_rows"] > 0
 
 
-def test_batches_of_a_new_form_in_the_midst(train):
+@pytest.mark.parametrize("window", [1, 3])
+def test_batches_of_a_new_form_in_the_midst(window, train):
     model = tiny("llama", vocab_size=700)
 
     def inputs(seed):
         one = batch(model, seed=seed)
         return one if seed < 2 else {**one, "attention_mask": torch.ones_like(one["input_ids"])}
 
-    same(train, model, inputs=inputs, placement=WHERE["streamed"])
+    same(train, model, inputs=inputs, placement=WHERE["streamed"], update_window=window)
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [("bart", "conditional"), ("llama", "sequence"), ("opt", "question")],
+)
+def test_other_heads_keep_their_bits(family, head, train):
+    same(train, tiny(family, head), placement=WHERE["streamed"])
+
+
+def test_autocast_keeps_its_bits(train):
+    """Weights are of twice the size of what the head is given."""
+
+    def step(model, one):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(**one)
+
+    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE["streamed"], step=step)
+    assert asked["perturb_rows"] > 0
 
 
 class Shifted(nn.Embedding):

@@ -176,9 +176,8 @@ class Engine:
         self._whole = atonce.whole_blocks(units)
         self._divided = atonce.divided_blocks(self.model, units)
         self._route = Route(self.units)
-        can_serve, self._vocabulary = self._spared(units), None
-        if isinstance(self._arithmetic, RowArithmetic):
-            self._vocabulary = Vocabulary(can_serve, self._arithmetic)
+        by_rows = self._by_rows
+        self._vocabulary = Vocabulary(self._spared(units), by_rows) if by_rows else None
         trained = [unit for unit in self.units if self.store.layouts[unit].trained]
         self.pending = Pending.of(trained, self.pending.open)
         self._connect(plan)
@@ -214,13 +213,16 @@ class Engine:
                 too_many = middle
         return plan
 
+    @property
+    def _by_rows(self) -> RowArithmetic | None:
+        """What perturbs rows of weights, if it can, and these have all updates in every sweep."""
+        if self._update_window == 1 and isinstance(self._arithmetic, RowArithmetic):
+            return self._arithmetic
+        return None
+
     def _spared(self, units: Sequence[Unit]) -> set[Unit]:
-        """The units of which no perturbed copies are needed where they rest on the device: every
-        sweep stores their updates, and perturbs them by rows.
-        """
-        if self._update_window > 1 or not isinstance(self._arithmetic, RowArithmetic):
-            return set()
-        return spared(units, self._head) - tiny_ones(units)
+        """The units of which no perturbed copies are needed where they rest on the device."""
+        return spared(units, self._head) - tiny_ones(units) if self._by_rows else set()
 
     def rows_of(self, module: nn.Module) -> Rows | None:
         """The rows of the head, for the pass that runs it now; none if its parameter has them."""

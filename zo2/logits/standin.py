@@ -32,6 +32,7 @@ class Logits:
         weight: some rows of its weights (vocabulary, hidden size).
         bias: (vocabulary,) or none.
         vocabulary: number of rows.
+        most: rows that may be asked for at once.
         live: takes a reference to every stand-in that comes of this one.
         functions: what is applied to every logit.
         dtype: precision of the result; by default that of ``hidden``.
@@ -43,13 +44,13 @@ class Logits:
         weight: Rows,
         bias: torch.Tensor | None,
         vocabulary: int,
+        most: int,
         live: list[weakref.ref[Logits]],
         functions: tuple[Elementwise, ...] = (),
         dtype: torch.dtype | None = None,
     ) -> None:
         self._hidden, self._weight, self._bias = hidden, weight, bias
-        self._vocabulary = vocabulary
-        self._most = rows_of_part(hidden.shape[-1] * hidden.element_size())
+        self._vocabulary, self._most = vocabulary, most
         self._functions = functions
         self._whole: torch.Tensor | None = None
         self.dtype = dtype or hidden.dtype
@@ -91,8 +92,9 @@ class Logits:
         self, hidden: torch.Tensor, functions: tuple[Elementwise, ...], dtype: torch.dtype
     ) -> Logits:
         return Logits(
-            hidden, self._weight, self._bias, self._vocabulary, self._live, functions, dtype
-        )
+            hidden, self._weight, self._bias, self._vocabulary, self._most, self._live, functions,
+            dtype,
+        )  # fmt: skip
 
     def float(self) -> Any:
         return self._each(torch.Tensor.float, torch.float32)
@@ -288,7 +290,8 @@ class Head:
         weight = self.module.weight.detach()
         rows = self._rows_of(self.module) or weight.__getitem__
         bias = None if self.module.bias is None else self.module.bias.detach()
-        return Logits(hidden, rows, bias, len(weight), self._live)
+        most = rows_of_part(weight[0].nbytes)
+        return Logits(hidden, rows, bias, len(weight), most, self._live)
 
     @contextlib.contextmanager
     def _calling(self, forward: Callable[[torch.Tensor], Any]) -> Iterator[None]:

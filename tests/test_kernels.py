@@ -15,6 +15,7 @@ from zo2.directions import ParameterShape, get_family
 from zo2.engine.partition import Weight
 from zo2.engine.store import Layout
 from zo2.engine.updates import Update
+from zo2.engine.vocabulary import Matrix
 from zo2.engine.weights import Changes, TorchArithmetic
 from zo2.methods import Perturbation
 
@@ -149,25 +150,25 @@ def rows_differ(family, dtype, device, tables):
             layout, base, changes, len(held), False, [(index, copy)]
         )
         for weight, expected in zip(layout.weights, layout.views(copy), strict=True):
-            rows = len(expected)
+            rows, matrix = len(expected), Matrix(weight, layout, base, changes, index)
             for kind in (torch.int64, torch.int32):
                 ids = torch.tensor([[0, rows - 1, 1], [rows // 2, 0, rows // 3]], dtype=kind)
-                got = arithmetic.look_up(layout, base, changes, index, weight, ids.to(device))
+                got = arithmetic.look_up(matrix, ids.to(device))
                 if not got.equal(expected[ids.long().to(device)]):
                     found.append((index, weight.shape, kind))
             row = expected[0].numel() * expected.element_size()
             for start in range(0, rows if expected.shape[1] % 8 == 0 else 0, 256):
                 part = slice(start, min(start + 256, rows))
                 out = torch.full(((part.stop - start) * row,), 7, dtype=torch.uint8, device=device)
-                arithmetic.perturb_rows(layout, base, changes, index, weight, part, out)
+                arithmetic.perturb_rows(matrix, part, out)
                 if not out.view(expected.dtype).view(-1, expected.shape[1]).equal(expected[part]):
                     found.append((index, weight.shape, part))
     none = torch.tensor([0, rows, -1], device=device)
-    if arithmetic.look_up(layout, base, changes, 0, weight, none).isnan().all(1).tolist() != [
+    if arithmetic.look_up(matrix, none).isnan().all(1).tolist() != [
         False, True, True,
     ]:  # fmt: skip
         found.append("rows that there are not")
-    if arithmetic.look_up(layout, base, changes, 0, weight, none[:0]).numel():
+    if arithmetic.look_up(matrix, none[:0]).numel():
         found.append("no rows")
     return found
 

@@ -33,18 +33,19 @@ class ByRows(TorchArithmetic):
         super().__init__(*args)
         self.asked = {"look_up": 0, "perturb_rows": 0}
 
-    def _copy(self, layout, base, changes, index, weight):
-        out = torch.empty_like(base)
-        self.transform(layout, base, changes, len(changes.rounds), False, [(index, out)])
-        return layout.views(out)[layout.weights.index(weight)]
+    def _copy(self, matrix):
+        out, layout = torch.empty_like(matrix.base), matrix.layout
+        rounds = len(matrix.changes.rounds)
+        self.transform(layout, matrix.base, matrix.changes, rounds, False, [(matrix.index, out)])
+        return layout.views(out)[layout.weights.index(matrix.weight)]
 
-    def look_up(self, layout, base, changes, index, weight, ids):
+    def look_up(self, matrix, ids):
         self.asked["look_up"] += 1
-        return self._copy(layout, base, changes, index, weight)[ids]
+        return self._copy(matrix)[ids]
 
-    def perturb_rows(self, layout, base, changes, index, weight, rows, out):
+    def perturb_rows(self, matrix, rows, out):
         self.asked["perturb_rows"] += 1
-        part = self._copy(layout, base, changes, index, weight)[rows]
+        part = self._copy(matrix)[rows]
         assert out.numel() == part.numel() * part.element_size()
         out.copy_(part.reshape(-1).view(torch.uint8))
 

@@ -25,6 +25,7 @@ from zo2.engine.launching import ALIGNED, MOVING, Again, Launcher
 from zo2.engine.partition import Weight
 from zo2.engine.store import Layout
 from zo2.engine.updates import Round, compose
+from zo2.engine.vocabulary import Matrix
 from zo2.engine.weights import Changes
 from zo2.engine.zerocopy import Table
 
@@ -165,66 +166,45 @@ class FusedArithmetic:
             self._segments[layout] = segments_of(layout, self._device)
         return self._segments[layout]
 
-    def look_up(
-        self,
-        layout: Layout,
-        base: torch.Tensor,
-        changes: Changes,
-        index: int,
-        weight: Weight,
-        ids: torch.Tensor,
-    ) -> torch.Tensor:
-        shape, kind = weight.shape, weight.parameter.dtype
-        columns = shape.shape[-1]
+    def look_up(self, matrix: Matrix, ids: torch.Tensor) -> torch.Tensor:
+        kind, columns = matrix.dtype, matrix.columns
         out = torch.empty((*ids.shape, columns), dtype=kind, device=self._device)
         ids = ids.contiguous()
-        segments = next(one for one in self._segments_of(layout) if one.dtype == kind)
-        tables = self.load(changes)
-        with torch.cuda.device_of(base):
-            factors = self._fill_factors(segments, tables, updates=False)
-            parts = -(-columns // LENGTH)
+        of_layout = self._segments_of(matrix.layout)
+        segments = next(one for one in of_layout if one.dtype == kind)
+        tables, parts = self.load(matrix.changes), -(-columns // LENGTH)
+        constants = {
+            "SEGMENTS": segments.table.shape[1], "FAMILY": self._family, "LENGTH": LENGTH
+        }  # fmt: skip
+        with torch.cuda.device_of(out):
             arguments = (
-                base.view(kind),
+                matrix.base.view(kind),
                 out,
                 ids,
                 segments.table,
                 tables.seeds,
                 tables.numbers,
-                factors,
+                self._fill_factors(segments, tables, updates=False),
                 segments.width,
-                segments.weights.index(weight),
-                index,
+                segments.weights.index(matrix.weight),
+                matrix.index,
                 parts,
             )
-            constants = {
-                "SEGMENTS": segments.table.shape[1], "FAMILY": self._family, "LENGTH": LENGTH
-            }  # fmt: skip
             if out.numel():
                 LOOKED_UP(ids.numel() * parts, arguments, constants)
         return out
 
-    def perturb_rows(
-        self,
-        layout: Layout,
-        base: torch.Tensor,
-        changes: Changes,
-        index: int,
-        weight: Weight,
-        rows: slice,
-        out: torch.Tensor,
-    ) -> None:
-        parts, which = self._parts.setdefault(layout, {}), layout.weights.index(weight)
+    def perturb_rows(self, matrix: Matrix, rows: slice, out: torch.Tensor) -> None:
+        layout, changes = matrix.layout, matrix.changes
+        parts, which = self._parts.setdefault(layout, {}), layout.weights.index(matrix.weight)
         key = which, rows.start, rows.stop
         if key not in parts:
-            parts[key] = _segment_of_rows(weight, rows, self._device)
-        begin = (
-            layout.offsets[which]
-            + rows.start * weight.shape.shape[1] * weight.parameter.dtype.itemsize
-        )
-        part = base[begin : begin + out.numel()]
+            parts[key] = _segment_of_rows(matrix.weight, rows, self._device)
+        begin = layout.offsets[which] + rows.start * matrix.columns * matrix.dtype.itemsize
+        part = matrix.base[begin : begin + out.numel()]
         tables, held = self.load(changes), len(changes.rounds)
-        with torch.cuda.device_of(base):
-            self._launch(parts[key], part, changes, tables, held, False, [(index, out)])
+        with torch.cuda.device_of(out):
+            self._launch(parts[key], part, changes, tables, held, False, [(matrix.index, out)])
 
     def load(self, changes: Changes) -> Tables:
         """Bring all that ``changes`` says to the device, where kernels will read it."""

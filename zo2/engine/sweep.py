@@ -20,7 +20,7 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Unit
 from zo2.engine.pending import Pending
 from zo2.engine.route import Route
-from zo2.engine.vocabulary import Served, Vocabulary, part_of
+from zo2.engine.vocabulary import Matrix, Served, Vocabulary, part_of
 from zo2.engine.weights import Arithmetic
 from zo2.engine.workspace import Small, Workspace
 from zo2.methods import Perturbation
@@ -251,21 +251,21 @@ class Sweep:
         if not perturbation.scale:
             return None
         layout, changes, [weight] = self._store.layouts[unit], self._changes, unit.weights
-        arithmetic, index = self._vocabulary.arithmetic, changes.perturbations.index(perturbation)
-        kind, columns = weight.parameter.dtype, weight.shape.shape[1]
+        index = changes.perturbations.index(perturbation)
+        arithmetic = self._vocabulary.arithmetic
+        matrix = Matrix(weight, layout, base, changes, index)
 
         def part(rows: slice) -> torch.Tensor:
-            out = buffer[: (rows.stop - rows.start) * columns * kind.itemsize]
-            arithmetic.perturb_rows(layout, base, changes, index, weight, rows, out)
-            return out.view(kind).view(-1, columns)
+            out = buffer[: (rows.stop - rows.start) * matrix.columns * matrix.dtype.itemsize]
+            arithmetic.perturb_rows(matrix, rows, out)
+            return out.view(matrix.dtype).view(-1, matrix.columns)
 
         def bind() -> None:
             copy = self._unforeseen(base)
             self._transform(unit, base, [perturbation], [copy])
             self._store.bind(unit, layout.views(copy))
 
-        look_up = partial(arithmetic.look_up, layout, base, changes, index, weight)
-        return Served(look_up, part, bind)
+        return Served(partial(arithmetic.look_up, matrix), part, bind)
 
     def _resume(self, one: Pass) -> None:
         for unit, tensors in self._held.get(one.perturbation, ()):

@@ -71,28 +71,43 @@ def spared(units: Sequence[Unit], head: nn.Module | None) -> set[Unit]:
     }
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix as one of a sweep's perturbations has it.
+
+    Attributes:
+        weight: which one, trained.
+        layout: where the weights of its unit lie in the flat buffers.
+        base: these weights, 1-D uint8, with all updates.
+        changes: what the sweep does to weights.
+        index: of the perturbation.
+    """
+
+    weight: Weight
+    layout: Layout
+    base: torch.Tensor
+    changes: Changes
+    index: int
+
+    @property
+    def columns(self) -> int:
+        return self.weight.shape.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.parameter.dtype
+
+
 @runtime_checkable
 class RowArithmetic(Protocol):
     """Arithmetic that can perturb some rows of a matrix alone, as a copy of all would have them."""
 
-    def look_up(
-        self,
-        layout: Layout,
-        base: torch.Tensor,
-        changes: Changes,
-        index: int,
-        weight: Weight,
-        ids: torch.Tensor,
-    ) -> torch.Tensor:
+    def look_up(self, matrix: Matrix, ids: torch.Tensor) -> torch.Tensor:
         """Any rows.
 
         Args:
-            layout: where the weights lie in the flat buffers.
-            base: the unit's weights, 1-D uint8, with all updates.
-            changes: what the sweep does to weights.
-            index: of the perturbation.
-            weight: which matrix, trained.
-            ids: numbers of rows, int32 or int64, any shape.
+            matrix: of which.
+            ids: their numbers, int32 or int64, any shape.
 
         Returns:
             The ids' shape and the matrix's columns, in its precision; NaN for rows that there
@@ -100,20 +115,11 @@ class RowArithmetic(Protocol):
         """
         ...
 
-    def perturb_rows(
-        self,
-        layout: Layout,
-        base: torch.Tensor,
-        changes: Changes,
-        index: int,
-        weight: Weight,
-        rows: slice,
-        out: torch.Tensor,
-    ) -> None:
+    def perturb_rows(self, matrix: Matrix, rows: slice, out: torch.Tensor) -> None:
         """Neighbouring rows, from a multiple of `GRAIN` on, of a multiple of `ALIGNED` columns.
 
-        Args: as for `look_up`, and
-
+        Args:
+            matrix: of which.
             rows: which.
             out: where they go, 1-D uint8.
         """

@@ -18,9 +18,9 @@ from tests.virtual import VirtualPlacement
 from zo2.directions import get_family
 from zo2.engine import vocabulary
 from zo2.engine.partition import partition
-from zo2.engine.placement import Placement, perturbed_sizes, tiny_ones
+from zo2.engine.placement import Placement, perturbed_sizes, spared
 from zo2.engine.sweep import Sweep
-from zo2.engine.vocabulary import spared
+from zo2.engine.vocabulary import servable
 from zo2.engine.weights import TorchArithmetic
 
 CAUSAL = sorted(FAMILIES)
@@ -252,7 +252,7 @@ def test_evaluations_between_steps(train):
 def test_no_copy_of_a_large_vocabulary_is_planned_for():
     model = tiny("llama", vocab_size=7000, tie_word_embeddings=False)
     units = partition(model, "block")
-    free = spared(units, model.lm_head) - tiny_ones(units)
+    free = spared(units, model.lm_head)
     assert {unit.name for unit in free} == {"model.embed_tokens", "lm_head"}
     whole, parts = (perturbed_sizes(units, "cuda", some)[-1] for some in (frozenset(), free))
     block = max(unit.stored for unit in units if unit.block is not None)
@@ -293,11 +293,11 @@ def test_what_cannot_be_asked_for_rows_is_not_spared():
         )
     )  # fmt: skip
     units = partition(model, "block")
-    names = {unit.name for unit in spared(units, model.lm_head)}
+    names = {unit.name for unit in servable(units, model.lm_head)}
     assert names == {"model.decoder.embed_tokens", "model.decoder.embed_positions"}  # no projection
-    assert {u.name for u in spared(units, None)} == {"model.decoder.embed_positions"}  # tied
+    assert {u.name for u in servable(units, None)} == {"model.decoder.embed_positions"}  # tied
     model.lm_head.bias = nn.Parameter(torch.zeros(96))
-    names = {unit.name for unit in spared(partition(model, "block"), model.lm_head)}
+    names = {unit.name for unit in servable(partition(model, "block"), model.lm_head)}
     assert names == {"model.decoder.embed_positions"}
     model.model.decoder.embed_positions.weight.requires_grad_(False)
-    assert spared(partition(model, "block"), model.lm_head) == set()
+    assert servable(partition(model, "block"), model.lm_head) == set()

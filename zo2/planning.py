@@ -28,8 +28,7 @@ from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import page_tables
 from zo2.engine.partition import Unit, partition
-from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, fits_whole, tiny_ones
-from zo2.engine.vocabulary import spared
+from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, fits_whole, spared, tiny_ones
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
 from zo2.logits import Head
 
@@ -208,7 +207,7 @@ def activations(model: nn.Module, unit: str, batch: int, tokens: int, passes: in
             for module in one.modules
         ]
         try:
-            lean, head = _LeanAttention(), _head(model).returning_stand_ins()
+            lean, head = _LeanAttention(), Head.of(model).returning_stand_ins()
             with torch.no_grad(), _no_autocast(), lean, head:
                 model(input_ids=ids, labels=ids, use_cache=False)
         finally:
@@ -334,13 +333,9 @@ def work(
     whole = batch * tokens * micro_batches
     units = partition(model, unit)
     return Work(
-        units, spared(units, _head(model).module) - tiny_ones(units), waiting_at["block"],
+        units, spared(units, Head.of(model).module), waiting_at["block"],
         waiting_at[unit], whole, passes, micro_batches,
     )  # fmt: skip
-
-
-def _head(model: nn.Module) -> Head:
-    return Head(getattr(model, "get_output_embeddings", lambda: None)())
 
 
 def predict(

@@ -51,8 +51,7 @@ class ZOState:
         self._in_pass = False  # whether a closure's call of the model belongs to a pass
         model.eval()
         arithmetic = arithmetic_for(config, self.device)
-        find_head = getattr(model, "get_output_embeddings", lambda: None)
-        self._head = Head(find_head(), lambda module: self.engine.rows_of(module))
+        self._head = Head.of(model, lambda module: self.engine.rows_of(module))
         self.engine = engine_for(
             model, self.device, config, placement, arithmetic, progress, self._head.module
         )

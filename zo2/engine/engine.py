@@ -32,14 +32,14 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedModules
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
-from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan, tiny_ones
+from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan, spared
 from zo2.engine.record import Recorder, tells_form, tells_place
 from zo2.engine.route import Route
 from zo2.engine.store import Store
 from zo2.engine.structure import Structure
 from zo2.engine.sweep import Sweep
 from zo2.engine.updates import Update
-from zo2.engine.vocabulary import RowArithmetic, Rows, Vocabulary, spared
+from zo2.engine.vocabulary import RowArithmetic, Rows, Vocabulary
 from zo2.engine.weights import Arithmetic, Changes
 from zo2.engine.workspace import Workspace
 from zo2.errors import DeviceMemoryError, ZO2Error
@@ -222,7 +222,7 @@ class Engine:
 
     def _spared(self, units: Sequence[Unit]) -> set[Unit]:
         """The units of which no perturbed copies are needed where they rest on the device."""
-        return spared(units, self._head) - tiny_ones(units) if self._by_rows else set()
+        return spared(units, self._head) if self._by_rows else set()
 
     def rows_of(self, module: nn.Module) -> Rows | None:
         """The rows of the head, for the pass that runs it now; none if its parameter has them."""
@@ -454,9 +454,8 @@ class Engine:
         self._usage.claim()
         if self._unknown(probes) or not self._is_undisturbed():
             self._take_back()
-        if self.pending and self._vocabulary and self._unknown(probes):
-            self.pending.make_round()  # what is recorded finds all weights as they are stored
-            self._catch_up()
+            if self.pending and self._vocabulary and self._unknown(probes):
+                self.settle()  # what is recorded finds all weights as they are stored
         while unknown := self._unknown(probes):  # all again, should weights be divided further
             try:
                 with self._measured():

@@ -22,7 +22,7 @@ from zo2.engine.lanes import CudaLanes, HostLanes
 from zo2.engine.partition import Unit, partition
 from zo2.engine.store import Store
 from zo2.engine.transfer import InPlace, Slots, Transfer
-from zo2.engine.vocabulary import part_of
+from zo2.engine.vocabulary import part_of, servable
 from zo2.errors import ConfigError, DeviceMemoryError
 
 # Bytes of a budget that are left for what torch's allocator cannot use (gaps between activations)
@@ -282,6 +282,13 @@ def small_ones(units: Sequence[Unit]) -> tuple[Unit, ...]:
     trained = [u for u in units if u in tiny and all(one.trainable for one in u.weights)]
     fits = sum(unit.stored for unit in trained) <= MOST_SMALL
     return tuple(trained) if fits else ()
+
+
+def spared(units: Sequence[Unit], head: nn.Module | None) -> set[Unit]:
+    """Units of which no perturbed copies are needed where they rest on the device; ``head`` is the
+    model's, if it can be asked for rows. Tiny ones are perturbed together.
+    """
+    return servable(units, head) - tiny_ones(units)
 
 
 def copies_of(small: Iterable[Unit]) -> int:

@@ -118,7 +118,7 @@ class Sweep:
         at_once = max(1, min(fit, len(groups)))
         copies = workspace.copies(0, at_once, nbytes)
         try:
-            if not fit and any(self._differs(unit, perturbation) for perturbation, _ in groups):
+            if not fit and self._needs_copy(unit, passes):
                 copies = [self._unforeseen(base)]
             for first in range(0, len(groups), at_once):
                 batch = groups[first : first + at_once]
@@ -223,25 +223,22 @@ class Sweep:
     def _serve(self, unit: Unit, passes: Sequence[Pass]) -> None:
         """Take passes through an embedding or a head, which is updated but not copied."""
         assert self._vocabulary is not None
-        transfer, size = self._workspace.transfer(unit), part_of(unit)
-        base = transfer.acquire(unit)
+        base, size = self._store.flats[unit], part_of(unit)
         if self._stores(unit):
             self._transform(unit, base, (), ())
-        views = self._workspace.tensors(unit, base, base)
-        at_once = max(1, min(self._workspace.scratch.numel() // size, len(passes)))
+        at_once = min(self._workspace.scratch.numel() // size, len(passes))
         parts = self._workspace.copies(0, at_once, size)
         try:
             for first in range(0, len(passes), at_once):
                 with self._formation.fork():
                     for one, part in zip(passes[first : first + at_once], parts, strict=False):
-                        self._store.bind(unit, views)
+                        self._store.bind(unit, self._store.views[unit])
                         one.bound = {unit}
                         served = self._served(unit, base, one.perturbation, part)
                         with self._vocabulary.serving(unit, served):
                             self._resume(one)
         finally:
             self._store.hide(unit)
-            transfer.release(unit)
 
     def _served(
         self, unit: Unit, base: torch.Tensor, perturbation: Perturbation, buffer: torch.Tensor
@@ -310,9 +307,10 @@ class Sweep:
             return [made[one][unit] for one in perturbations]
         layout, pending = self._store.layouts[unit], self._pending
         write = self._stores(unit)
+        lacks = self._lacks(unit, write)
         flats, targets = [], []
         for perturbation, copy in zip(perturbations, copies, strict=False):
-            differs = self._differs(unit, perturbation)
+            differs = layout.trained > 0 and (perturbation.scale != 0.0 or lacks)
             flats.append(copy if differs else base)
             if differs:
                 targets.append((self._changes.perturbations.index(perturbation), copy))
@@ -326,11 +324,15 @@ class Sweep:
             self._arithmetic.transform(layout, base, self._changes, held, write, targets)
         return flats
 
-    def _differs(self, unit: Unit, perturbation: Perturbation) -> bool:
-        """Whether a pass uses other weights than those that are, or will be, stored."""
-        pending = self._pending
-        lacks = bool(pending.open) or (pending.lacks(unit) > 0 and not self._stores(unit))
-        return self._store.layouts[unit].trained > 0 and (perturbation.scale != 0.0 or lacks)
+    def _lacks(self, unit: Unit, write: bool) -> bool:
+        """Whether a unit's base, once stored if it is to be, lacks updates that passes see."""
+        return bool(self._pending.open) or (self._pending.lacks(unit) > 0 and not write)
+
+    def _needs_copy(self, unit: Unit, passes: Iterable[Pass]) -> bool:
+        """Whether any pass uses other weights than those that are stored, or will be."""
+        perturbed = any(one.perturbation.scale for one in passes)
+        lacks = self._lacks(unit, self._stores(unit))
+        return self._store.layouts[unit].trained > 0 and (perturbed or lacks)
 
     def _unforeseen(self, base: torch.Tensor) -> torch.Tensor:
         """Memory for a copy of an embedding or a head that is used otherwise than by rows."""

@@ -45,8 +45,8 @@ def part_of(unit: Unit) -> int:
     return min(unit.stored, rows_of_part(row) * row)
 
 
-def spared(units: Sequence[Unit], head: nn.Module | None) -> set[Unit]:
-    """The units of which no perturbed copy is needed where they rest on the working device.
+def servable(units: Sequence[Unit], head: nn.Module | None) -> set[Unit]:
+    """The units of which passes can be given rows.
 
     Args:
         units: of a model.

@@ -266,6 +266,16 @@ class Head:
         self._rows_of = rows_of
         self._live: list[weakref.ref[Logits]] = []
 
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        rows_of: Callable[[nn.Module], Rows | None] = lambda module: None,
+    ) -> Head:
+        """The head of ``model``, if it says which of its modules that is."""
+        find: Callable[[], Any] = getattr(model, "get_output_embeddings", lambda: None)
+        return cls(find(), rows_of)
+
     def returning_stand_ins(self) -> contextlib.AbstractContextManager[None]:
         """Within this context, calls of the head return `Logits` where that saves memory."""
 

@@ -57,10 +57,16 @@ _jit = functools.partial(
 
 
 @triton.jit
+def _key(seeds, index):
+    """The two words of the seed at ``index``."""
+    seed = tl.load(seeds + index)
+    return (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+
+
+@triton.jit
 def _counted(seeds, index, lane, first, parameter, purpose):
     """The words of the counters ``first + lane``, under the seed at ``index``."""
-    seed = tl.load(seeds + index)
-    key0, key1 = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    key0, key1 = _key(seeds, index)
     low, high = _counters(lane, first)
     return _philox(low, high, key0, key1, parameter, purpose)
 
@@ -68,8 +74,7 @@ def _counted(seeds, index, lane, first, parameter, purpose):
 @triton.jit
 def _words(seeds, index, counter, parameter, purpose):
     """The words of any counters (int64), under the seed at ``index``."""
-    seed = tl.load(seeds + index)
-    key0, key1 = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    key0, key1 = _key(seeds, index)
     low, high = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
     return _philox(low, high, key0, key1, parameter, purpose)
 

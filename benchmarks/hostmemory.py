@@ -21,6 +21,7 @@ import torch
 
 import zo2
 from benchmarks import shapes
+from zo2.shapes import SHAPES
 
 
 class PeakMemory:
@@ -109,7 +110,7 @@ def _in_this_process(place: str, dtype: str, queue: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hostmemory", description=__doc__)
-    parser.add_argument("--shape", default="opt-1.3b", choices=shapes.NAMES)
+    parser.add_argument("--shape", default="opt-1.3b", choices=[*SHAPES])
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--folder", help="a directory with room for the saved model")
     options = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,28 +10,20 @@ import transformers
 
 from benchmarks import sharing
 from zo2 import planning
-
-SMOLLM2 = transformers.LlamaConfig(
-    hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-    num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192,
-)  # fmt: skip
-
-
-NAMES = [*planning.OPT, "smollm2-135m"]
+from zo2.shapes import SHAPES
 
 
 def empty(name: str, dtype: str, layers: int | None = None, in_host: int | None = None) -> Any:
     """The model with memory that is reserved but not written to, so that it takes none yet.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `zo2.shapes.SHAPES`.
         dtype: precision of its weights.
         layers: of an OPT shape, fewer than it has.
         in_host: of an OPT shape, how many layers have memory of their own; see `sharing`.
     """
-    if name == "smollm2-135m":
-        return transformers.LlamaForCausalLM(SMOLLM2).to(getattr(torch, dtype)).eval()
-    model = planning.build(name, dtype)
+    config = SHAPES[name]()
+    model = planning.without_weights(config, dtype)
     if layers is not None:
         del model.model.decoder.layers[layers:]
     more = list(model.model.decoder.layers[in_host:]) if in_host else []
@@ -38,8 +31,19 @@ def empty(name: str, dtype: str, layers: int | None = None, in_host: int | None 
         del model.model.decoder.layers[in_host:]
     model = model.to_empty(device="cpu")
     model.tie_weights()
-    sharing.append(model.model.decoder.layers, more)
+    _set_buffers(model, config)
+    if more:
+        sharing.append(model.model.decoder.layers, more)
     return model.eval()
+
+
+def _set_buffers(model: Any, config: Any) -> None:
+    """Give a model the numbers that it computes when it is made, such as those of its positions."""
+    small = copy.deepcopy(config)
+    small.num_hidden_layers, small.vocab_size = 1, 8
+    computed = dict(transformers.AutoModelForCausalLM.from_config(small).named_buffers())
+    for name, buffer in model.named_buffers():
+        buffer.copy_(computed[name])
 
 
 @torch.no_grad()

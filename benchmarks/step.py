@@ -36,6 +36,7 @@ from zo2.engine.deferral import MOST
 from zo2.engine.lanes import CudaLanes, Way
 from zo2.engine.partition import partition
 from zo2.engine.store import PageLock
+from zo2.shapes import SHAPES
 
 # steps before those that count, at least: by then it is settled how often weights go home
 WARM = 2 * MOST
@@ -264,7 +265,7 @@ def in_use() -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--shape", default="opt-1.3b", choices=shapes.NAMES)
+    parser.add_argument("--shape", default="opt-1.3b", choices=[*SHAPES])
     parser.add_argument(
         "--layers", type=int, help="fewer than the shape has, for a host that cannot hold all"
     )

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,27 +32,7 @@ from zo2.engine.partition import Unit, partition
 from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, fits_whole, spared, tiny_ones
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
 from zo2.logits import Head
-
-
-@dataclass(frozen=True)
-class Shape:
-    """An OPT model's size (arXiv 2205.01068, table 1)."""
-
-    layers: int
-    hidden: int
-    heads: int
-
-
-OPT = {
-    "opt-125m": Shape(12, 768, 12),
-    "opt-1.3b": Shape(24, 2048, 32),
-    "opt-2.7b": Shape(32, 2560, 32),
-    "opt-6.7b": Shape(32, 4096, 32),
-    "opt-13b": Shape(40, 5120, 40),
-    "opt-30b": Shape(48, 7168, 56),
-    "opt-66b": Shape(64, 9216, 72),
-    "opt-175b": Shape(96, 12288, 96),
-}
+from zo2.shapes import SHAPES
 
 
 @dataclass(frozen=True)
@@ -139,37 +120,23 @@ def build(name: str, dtype: str) -> Any:
     """A model without weights.
 
     Args:
-        name: an OPT size such as ``"opt-13b"``, or whatever `zo2.loading.resolve` takes.
+        name: whatever `zo2.loading.resolve` takes, or else one of `zo2.shapes.SHAPES`.
         dtype: precision, one of `zo2.loading.DTYPES`.
 
     Raises:
         ModelError: there is no such model, or it is no causal language model.
     """
-    if name in OPT:
-        return _empty(_opt_config(OPT[name]), dtype)
+    if name in SHAPES and not Path(name).exists():
+        return without_weights(SHAPES[name](), dtype)
     source = loading.resolve(name)
     try:
-        return _empty(loading.load_config(source), dtype)
+        return without_weights(loading.load_config(source), dtype)
     except ValueError as error:
         raise ModelError(loading.explain(error, source)) from error
 
 
-def _opt_config(shape: Shape) -> Any:
-    import transformers
-
-    return transformers.OPTConfig(
-        hidden_size=shape.hidden,
-        word_embed_proj_dim=shape.hidden,
-        ffn_dim=4 * shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        vocab_size=50272,
-        max_position_embeddings=2048,
-        dropout=0.0,
-    )
-
-
-def _empty(config: Any, dtype: str) -> Any:
+def without_weights(config: Any, dtype: str) -> Any:
+    """The causal language model of a configuration, on torch's meta device."""
     import transformers
 
     with torch.device("meta"):

@@ -9,6 +9,7 @@ import typer
 
 from zo2.cli.console import MISTAKE, one_line_errors, out
 from zo2.cli.options import DebugOption, Unit
+from zo2.shapes import SHAPES
 
 if TYPE_CHECKING:
     from zo2.planning import Prediction
@@ -24,7 +25,7 @@ def plan(
         typer.Option(
             metavar="DIR|HUB_NAME|SHAPE",
             help="Directory or hub name of a model, of which only the config is read, or one of "
-            "the shapes opt-125m ... opt-175b.",
+            f"the shapes {', '.join(SHAPES)}.",
         ),
     ],
     budget: Annotated[

@@ -13,7 +13,7 @@ import torch
 
 import zo2
 from tests.oracle import direction
-from tests.tiny import batch, tiny
+from tests.tiny import FAMILIES, batch, tiny
 from zo2 import assembly, hostbound
 from zo2.engine import capturing, streams, zerocopy
 from zo2.engine.capturing import CaptureError, CudaCapture
@@ -32,6 +32,14 @@ def no_garbage():
     yield
     gc.collect()
     torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def deterministic():
+    """Experts' outputs are added up in one order."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def wide(family="llama", dtype=torch.float16, layers=6, width=512):
@@ -96,6 +104,17 @@ def test_every_family_and_method_streams(family, method):
         other_losses, other = train(model, 4, direction=family, method=method, **settings)
         assert losses == other_losses
         assert all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_model_streams(family, deterministic):
+    """Embeddings and heads that are streamed are perturbed as a whole, the others by rows."""
+    model = tiny(family, dtype=torch.bfloat16)
+    losses, weights = train(model, 4, zo2=False)
+    for variant in ({"slots": 2}, {"unit": "leaf"}, {"offload_embeddings": True}):
+        other_losses, other = train(model, 4, **variant)
+        assert losses == other_losses, variant
+        assert all(torch.equal(weights[name], other[name]) for name in weights), variant
 
 
 @pytest.mark.parametrize("vocabulary", [997, 1024])

@@ -16,6 +16,7 @@ import zo2
 from tests.test_engine import CPU, Toy, losses_of_a_step, toy_batch, toy_losses, zo2_seed
 from tests.tiny import FAMILIES, batch, tiny
 from zo2.logits import Head, Logits, crossentropy
+from zo2.logits.projection import Projection
 
 
 def stand_in(rows=(2, 9), hidden=4, vocabulary=7, bias=False, seed=0):
@@ -23,9 +24,8 @@ def stand_in(rows=(2, 9), hidden=4, vocabulary=7, bias=False, seed=0):
     head = nn.Linear(hidden, vocabulary, bias=bias)
     states = torch.randn(*rows, hidden)
     with torch.no_grad():
-        return Logits(
-            states, head.weight.__getitem__, head.bias, head.out_features, 1000, []
-        ), head(states)
+        projection = Projection(head.weight.__getitem__, head.bias, head.out_features, 1000)
+        return Logits(states, projection, []), head(states)
 
 
 def set_chunk(patch, nbytes, rows=2048, columns=1):
@@ -91,7 +91,7 @@ def test_the_loss_of_half_precision_logits_is_that_of_all(dtype, widened, monkey
     )
     labels = torch.randint(7, (30,), generator=generator)
     labels[::7] = -100
-    lazy = Logits(states, weight.__getitem__, None, len(weight), len(weight), [])
+    lazy = Logits(states, Projection(weight.__getitem__, None, len(weight), len(weight)), [])
     found = F.cross_entropy(widened(lazy), labels)
     expected = F.cross_entropy(widened(F.linear(states, weight)), labels)
     assert lazy._whole is None

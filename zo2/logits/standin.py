@@ -1,4 +1,4 @@
-"""A head that returns a stand-in for its logits, until somebody reads them.
+"""What a head returns instead of its logits, until somebody reads them.
 
 A large vocabulary makes the logits, and their float32 copies within the loss, the largest
 activations of a forward. In a training pass nothing but the loss reads them. So the head returns a
@@ -9,17 +9,15 @@ would have given them.
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from zo2.engine.vocabulary import Rows, rows_of_part
 from zo2.logits import crossentropy
+from zo2.logits.projection import Projection
 
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
@@ -29,10 +27,7 @@ class Logits:
 
     Args:
         hidden: (..., hidden size), what the head was called with.
-        weight: some rows of its weights (vocabulary, hidden size).
-        bias: (vocabulary,) or none.
-        vocabulary: number of rows.
-        most: rows that may be asked for at once.
+        head: makes them logits.
         live: takes a reference to every stand-in that comes of this one.
         functions: what is applied to every logit.
         dtype: precision of the result; by default that of ``hidden``.
@@ -41,16 +36,12 @@ class Logits:
     def __init__(
         self,
         hidden: torch.Tensor,
-        weight: Rows,
-        bias: torch.Tensor | None,
-        vocabulary: int,
-        most: int,
+        head: Projection,
         live: list[weakref.ref[Logits]],
         functions: tuple[Elementwise, ...] = (),
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._hidden, self._weight, self._bias = hidden, weight, bias
-        self._vocabulary, self._most = vocabulary, most
+        self._hidden, self._head = hidden, head
         self._functions = functions
         self._whole: torch.Tensor | None = None
         self.dtype = dtype or hidden.dtype
@@ -61,7 +52,7 @@ class Logits:
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((*self._hidden.shape[:-1], self._vocabulary))
+        return torch.Size((*self._hidden.shape[:-1], self._head.vocabulary))
 
     @property
     def device(self) -> torch.device:
@@ -91,10 +82,7 @@ class Logits:
     def _like(
         self, hidden: torch.Tensor, functions: tuple[Elementwise, ...], dtype: torch.dtype
     ) -> Logits:
-        return Logits(
-            hidden, self._weight, self._bias, self._vocabulary, self._most, self._live, functions,
-            dtype,
-        )  # fmt: skip
+        return Logits(hidden, self._head, self._live, functions, dtype)
 
     def float(self) -> Any:
         return self._each(torch.Tensor.float, torch.float32)
@@ -151,23 +139,8 @@ class Logits:
     def whole(self) -> torch.Tensor:
         """All logits, as a tensor."""
         if self._whole is None:
-            self._whole = _applied(self._functions, self._product())
+            self._whole = _applied(self._functions, self._head.all(self._hidden))
         return self._whole
-
-    def _product(self) -> torch.Tensor:
-        """The head's, of all columns."""
-        parts = crossentropy.slices(self._vocabulary, self._most)
-        logits = self._columns(self._hidden, parts[0])
-        if len(parts) > 1:
-            some, logits = logits, logits.new_empty(self.shape)
-            logits[..., parts[0]] = some
-            for columns in parts[1:]:
-                logits[..., columns] = self._columns(self._hidden, columns)
-        return logits
-
-    def _columns(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
-        bias = None if self._bias is None else self._bias[columns]
-        return F.linear(hidden, self._weight(columns), bias)
 
     def cross_entropy(
         self, target: torch.Tensor, ignore_index: int, reduction: str
@@ -180,14 +153,15 @@ class Logits:
         # a last conversion to float32 is left to the cross entropy, which reads float16 as it is
         widens = self._functions[-1:] == (torch.Tensor.float,)
         functions = self._functions[:-1] if widens else self._functions
+        head = self._head
 
         def product(rows: slice) -> Callable[[slice], torch.Tensor]:
             hidden = self._hidden[rows]
-            return lambda columns: _applied(functions, self._columns(hidden, columns))
+            return lambda columns: _applied(functions, head.columns(hidden, columns))
 
         itemsize = self._hidden.element_size()
         loss = crossentropy.cross_entropy(
-            product, self._vocabulary, self._most, itemsize, target, ignore_index, reduction
+            product, head.vocabulary, head.most, itemsize, target, ignore_index, reduction
         )
         return loss.to(self.dtype)
 
@@ -243,89 +217,3 @@ def _real(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_real(one) for one in value)
     return value
-
-
-class Head:
-    """A model's head, whose weights may be had by some rows at a time only.
-
-    Args:
-        module: its output embeddings, if it has any.
-        rows_of: the rows of the module's weights for the pass that runs it now; none if its
-            parameter has them.
-
-    Attributes:
-        module: as given if it is a linear layer; anything else is left alone.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module | None,
-        rows_of: Callable[[nn.Module], Rows | None] = lambda module: None,
-    ) -> None:
-        self.module = module if type(module) is nn.Linear else None
-        self._rows_of = rows_of
-        self._live: list[weakref.ref[Logits]] = []
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        rows_of: Callable[[nn.Module], Rows | None] = lambda module: None,
-    ) -> Head:
-        """The head of ``model``, if it says which of its modules that is."""
-        find: Callable[[], Any] = getattr(model, "get_output_embeddings", lambda: None)
-        return cls(find(), rows_of)
-
-    def returning_stand_ins(self) -> contextlib.AbstractContextManager[None]:
-        """Within this context, calls of the head return `Logits` where that saves memory."""
-
-        def forward(hidden: torch.Tensor) -> Any:
-            logits = self._logits(hidden)
-            size = 4 * hidden.numel() // hidden.shape[-1] * logits.shape[-1]
-            mixed = hidden.device.type != "meta" and torch.is_autocast_enabled(hidden.device.type)
-            return logits.whole() if size <= crossentropy.CHUNK or mixed else logits
-
-        return self._calling(forward)
-
-    def returning_tensors(self) -> contextlib.AbstractContextManager[None]:
-        """Within this context, calls of the head return logits, but need some rows at a time."""
-
-        def forward(hidden: torch.Tensor) -> torch.Tensor:
-            return self._logits(hidden).whole()
-
-        return self._calling(forward)
-
-    def _logits(self, hidden: torch.Tensor) -> Logits:
-        assert self.module is not None
-        weight = self.module.weight.detach()
-        rows = self._rows_of(self.module) or weight.__getitem__
-        bias = None if self.module.bias is None else self.module.bias.detach()
-        most = rows_of_part(weight[0].nbytes)
-        return Logits(hidden, rows, bias, len(weight), most, self._live)
-
-    @contextlib.contextmanager
-    def _calling(self, forward: Callable[[torch.Tensor], Any]) -> Iterator[None]:
-        if self.module is None or "forward" in self.module.__dict__:  # as it is set, or others do
-            yield
-            return
-        forward.asks_for_rows = True  # type: ignore[attr-defined]
-        self.module.forward = forward  # type: ignore[method-assign, assignment]
-        try:
-            yield
-        finally:
-            del self.module.forward
-
-    def stray(self, labels: Sequence[torch.Tensor]) -> int | None:
-        """A label that is no word of the head's and not -100; none if all are, or it is unknown."""
-        if self.module is None:
-            return None
-        words = self.module.out_features
-        odd = [one[(one != -100) & ((one < 0) | (one >= words))] for one in labels]
-        return next((int(some[0]) for some in odd if some.numel()), None)
-
-    def compute_all(self) -> None:
-        """Compute what stand-ins still stand for: their weights are about to be replaced."""
-        for reference in self._live:
-            if (logits := reference()) is not None:
-                logits.whole()
-        self._live.clear()

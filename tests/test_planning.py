@@ -89,6 +89,15 @@ def test_activations_are_what_a_real_forward_allocates(family):
     assert predicted == pytest.approx(living.most, rel=0.25)
 
 
+def test_scores_of_attention_are_those_that_a_gpu_holds():
+    """Where torch operations compute them: a GPU's softmax widens what it reads as it goes."""
+    tokens, heads = 1024, SIZES["num_attention_heads"]
+    model = tiny("gemma2", dtype=torch.bfloat16, attn_implementation="eager")
+    predicted = planning.activations(model.to("meta"), "block", 1, tokens, passes=1)
+    scores, softmax, rounded = 2, 4, 2  # bytes of each
+    assert predicted == pytest.approx(heads * tokens**2 * (scores + softmax + rounded), rel=0.15)
+
+
 @pytest.mark.parametrize("unit", ["block", "leaf"])
 @pytest.mark.parametrize("words", [96, 5_000], ids=["blocks", "logits"])
 @pytest.mark.parametrize("passes", [1, 2, 5])

@@ -174,7 +174,7 @@ def activations(model: nn.Module, unit: str, batch: int, tokens: int, passes: in
             for module in one.modules
         ]
         try:
-            lean, head = _LeanAttention(), Head.of(model).returning_stand_ins()
+            lean, head = _LeanKernels(), Head.of(model).returning_stand_ins()
             with torch.no_grad(), _no_autocast(), lean, head:
                 model(input_ids=ids, labels=ids, use_cache=False)
         finally:
@@ -239,14 +239,19 @@ def _no_autocast() -> Iterator[None]:
         torch.autocast = original  # type: ignore[misc]
 
 
-class _LeanAttention(TorchFunctionMode):
-    """Attention without its matrix of scores, as the GPU's kernels compute it."""
+class _LeanKernels(TorchFunctionMode):
+    """As the GPU's kernels compute them: attention without its matrix of scores, and a softmax that
+    is asked for float32 without its operand in float32.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query, _, value = args[:3]
             return query.new_empty((*query.shape[:-1], value.shape[-1]))
-        return func(*args, **(kwargs or {}))
+        if func is F.softmax and kwargs.get("dtype") is torch.float32:
+            return torch.empty_like(args[0] if args else kwargs["input"], dtype=torch.float32)
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)

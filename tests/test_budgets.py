@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -27,9 +28,10 @@ from tests.test_engine import (
     reads_from_the_trunk,
     toy_batch,
 )
+from tests.virtual import VirtualPlacement
 from zo2.engine.blockgraphs import BlockGraphs
 from zo2.engine.partition import partition
-from zo2.engine.placement import Placement
+from zo2.engine.placement import SLACK, Placement
 
 PER_TOKEN = 100  # bytes
 PLENTY = 10**6
@@ -125,6 +127,48 @@ def test_a_bounded_model_takes_the_same_steps(
                 assert found == loss_of(reference, one, what)
         assert engine.need.total <= engine._placement.budget
     assert_same(dict(reference.state_dict()), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize(("more", "begin"), [(0, False), (4, True)])
+def test_graphs_begin_where_there_is_room_beside_them_for_what_they_replay(more, begin):
+    """Without it passes would stop in each part of a block, and no graph would stand for it."""
+    torch.manual_seed(3)
+    model = Toy([Block() for _ in range(4)])
+    reference = zo2.prepare(copy.deepcopy(model), zo2.ZOConfig(**CPU, lr=1e-2))
+    placement = VirtualPlacement(slots=2, copies=True, budget=10**9)
+    zo2.prepare(model, zo2.ZOConfig(**CPU, lr=1e-2, unit="leaf"), placement=placement)
+    engine, tapes = model._zo.engine, []
+    part = max(unit.stored for unit in engine.units if unit.block is not None)
+    block = sum(unit.stored for unit in engine.units if unit.block == 0)
+
+    def step(number):
+        one = toy_batch(seed=number)
+        assert model(**one).item() == reference(**one).item()
+        assert engine.need.perturbed >= 2 * block
+
+    step(0)
+    engine._usage.activations = 4 * part  # as a GPU would have measured
+    engine.rebudget(SLACK + (20 + more) * part)
+    step(1)
+    graphs = partial(BlockGraphs, engine.device, recorded_in(tapes))
+    assert engine.replay_blocks(graphs) == begin
+    for number in range(2, 6):
+        step(number)
+    assert bool(tapes) == begin
+    assert engine._workspace.streamed
+
+
+def test_graphs_do_not_begin_where_passes_stop_within_blocks_whatever_the_room():
+    """Of a step of FZOO one pass is not perturbed, and finds weights where they are stored."""
+    torch.manual_seed(3)
+    model = Toy([Block() for _ in range(4)])
+    placement = VirtualPlacement(slots=2, copies=True, budget=10**9)
+    config = zo2.ZOConfig("fzoo", **CPU, lr=1e-2, unit="leaf")
+    zo2.prepare(model, config, placement=placement)
+    engine = model._zo.engine
+    assert engine.has_replayable_blocks
+    model(**toy_batch(seed=0))
+    assert not engine.has_replayable_blocks
 
 
 def loss_of(model, one, what):

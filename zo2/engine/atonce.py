@@ -7,6 +7,7 @@ another matter: piece by piece, through buffers that may hold less than a block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from zo2.engine.partition import Unit
-from zo2.engine.placement import blocks_of, fits_whole, is_small
+from zo2.engine.placement import blocks_of, fits_whole
 from zo2.engine.route import Route
 from zo2.engine.store import Layout
 
@@ -40,9 +41,25 @@ def divided_blocks(model: nn.Module, units: Sequence[Unit]) -> Calls:
     }
 
 
-def any_at_once(model: nn.Module, units: Sequence[Unit]) -> bool:
-    """Whether passes may go through any block at once, so that this can be replayed."""
-    return bool(whole_blocks(units)) or any(map(is_small, divided_blocks(model, units).values()))
+def any_at_once(
+    model: nn.Module, units: Sequence[Unit], copies: float, room: float = math.inf
+) -> bool:
+    """Whether passes go through any block at once, so that this can be replayed.
+
+    Args:
+        model: of which.
+        units: its partition.
+        copies: of a divided block, for each of the passes' perturbations one; infinite if these
+            never go through such a block at once.
+        room: bytes for copies.
+    """
+    if whole_blocks(units):
+        return True
+    divided = divided_blocks(model, units).values()
+    return copies < math.inf and any(
+        fits_whole(block, copies, room) and all(w.trainable for u in block for w in u.weights)
+        for block in divided
+    )
 
 
 @dataclass(frozen=True)

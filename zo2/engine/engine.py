@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -57,6 +58,9 @@ STEP_DROPPED = (
     "The step was dropped and the weights are those before it. Split the batch into micro-batches "
     "(model.zo_step([...])), set device_memory_budget so that fewer weights stay on the GPU, or "
     "use unit='leaf'."
+)
+NOTHING_TO_REPLAY = (
+    "Within device_memory_budget no block is gone through at once beside CUDA graphs."
 )
 AHEAD = 2  # parcels for each buffer that a sweep may update before passes reach them
 FIRST_MORE = 1 << 24  # bytes by which activations are reckoned larger where memory ran out
@@ -107,6 +111,8 @@ class Engine:
         self.before_pause: Callable[[], None] = lambda: None
         self.hooks = Hooks()
         self._recorded: set[Hashable] = set()  # the forms of call that were recorded
+        # of a divided block that passes of a step go through at once; infinite if they never do
+        self._copies: float = 2
         self._corrections = Corrections()
         self._watched, self._interrupts = WatchedModules(), Interrupts()
         weakref.finalize(self, self._watched.close)
@@ -162,7 +168,16 @@ class Engine:
             buffer.data = buffer.data.to(self.device)
         units = partition(self.model, self._unit_sizes[0], self._corrections)
         weights = sum(unit.nbytes for unit in units)
-        return units, self._plan(units, to_lock=max(weights - self._usage.page_locked, 0))
+        plan = functools.partial(
+            self._plan, units, to_lock=max(weights - self._usage.page_locked, 0)
+        )
+        try:
+            return units, plan()
+        except DeviceMemoryError:
+            if not self._new_graphs:
+                raise
+        with self._without_graphs():
+            return units, plan()
 
     def _own(self, units: list[Unit], plan: Plan) -> None:
         """Move the weights of these units, and of no others, into fresh buffers."""
@@ -196,13 +211,18 @@ class Engine:
             spared=self._spared(units),
         )  # fmt: skip
         activations = usage.activations
-        if self._new_graphs and atonce.any_at_once(self.model, units):
+        replays = self.is_bounded and self._new_graphs and self._replayable(units)
+        if replays:
             activations += usage.of_graphs()
         try:
-            return place(activations)
+            plan = place(activations)
         except DeviceMemoryError:
             if not usage.is_guessed:
                 raise
+        else:
+            if replays and not self._replayable(units, plan.room):
+                raise DeviceMemoryError(NOTHING_TO_REPLAY)
+            return plan
         # a guess is no reason to give up, but as much as possible should be left for them
         plan, fits, too_many = place(0), 0, activations
         while too_many - fits > 1 << 20:
@@ -212,6 +232,10 @@ class Engine:
             except DeviceMemoryError:
                 too_many = middle
         return plan
+
+    def _replayable(self, units: Sequence[Unit], room: float = math.inf) -> bool:
+        """Whether passes go through any block at once, with so many bytes for copies."""
+        return atonce.any_at_once(self.model, units, self._copies, room)
 
     @property
     def _by_rows(self) -> RowArithmetic | None:
@@ -299,7 +323,8 @@ class Engine:
             plan = self._plan(self.units)
         except DeviceMemoryError:
             if self._new_graphs:
-                self._place_without_graphs()
+                with self._without_graphs():
+                    self._place_somehow()
             elif len(self._unit_sizes) > 1:
                 self._divide_further()
             else:
@@ -307,10 +332,12 @@ class Engine:
         else:
             self._move(plan)
 
-    def _place_without_graphs(self) -> None:
+    @contextlib.contextmanager
+    def _without_graphs(self) -> Iterator[None]:
+        """Within, passes are not replayed; nor from then on, unless there is no room even so."""
         graphs, self._new_graphs = self._new_graphs, None
         try:
-            self._place_somehow()
+            yield
         except DeviceMemoryError:
             self._new_graphs = graphs
             raise
@@ -576,9 +603,12 @@ class Engine:
 
     def _choose(self, perturbations: Sequence[Perturbation]) -> AtOnce:
         """The divided blocks that passes go through at once."""
-        if not all(one.scale for one in perturbations):
-            return atonce.NONE
+        perturbed = [bool(one.scale) for one in perturbations]
         copies = len(set(perturbations))
+        if any(perturbed):
+            self._copies = copies if all(perturbed) else math.inf
+        if not all(perturbed):
+            return atonce.NONE
         if copies not in self._chosen:
             self._chosen[copies] = AtOnce.of(
                 self._divided, self._route, self.store.layouts, self.hooks.returning,
@@ -688,7 +718,7 @@ class Engine:
     @property
     def has_replayable_blocks(self) -> bool:
         """Whether passes go through any block at once, so that this can be replayed."""
-        return atonce.any_at_once(self.model, self.units)
+        return self._replayable(self.units)
 
     @property
     def is_bounded(self) -> bool:

@@ -9,7 +9,7 @@ small for them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -315,7 +315,7 @@ def is_small(block: Iterable[Unit]) -> bool:
     return sum(unit.stored for unit in block) <= SMALL_BLOCK
 
 
-def fits_whole(block: Sequence[Unit], count: int, room: int) -> bool:
+def fits_whole(block: Collection[Unit], count: float, room: float) -> bool:
     """Whether a block is small, and ``room`` has so many bytes as ``count`` copies of it take."""
     return is_small(block) and count * sum(unit.stored for unit in block) <= room
 

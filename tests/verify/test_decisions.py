@@ -234,3 +234,19 @@ def test_the_lock_of_every_row_is_that_row_and_meets_every_floor(row):
 def test_a_row_with_a_python_it_was_not_tested_with():
     facts = {"installed": LOCKED, "python": "3.13", "unreadable": []}
     assert decide("packages.row", facts) == ("WARN", "packages.untested")
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        ({"peft": "0.17.1"}, ("FAIL", "packages.floor")),
+        ({"peft": "0.15.2"}, ("PASS", "")),
+        ({"peft": "0.17.1", "transformers": "4.57.3"}, ("PASS", "")),
+        ({"pyarrow": "26.0.1", "numpy": "1.26.4"}, ("FAIL", "pyarrow.numpy")),
+        ({"transformers": "5.24.0", "torch": "2.4.0"}, ("FAIL", "transformers.torch-floor")),
+    ],
+)
+def test_what_packages_demand_at_run_time(versions, expected):
+    installed = {"torch": "2.9.0", "transformers": "5.0.0", "numpy": "2.2.6", **versions}
+    facts = {"installed": installed, "unreadable": []}
+    assert decide("packages.floors", facts) == expected

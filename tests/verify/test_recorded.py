@@ -267,6 +267,8 @@ TEXTS = [
      "torch.library-missing"),
     ("ImportError: /x/libcusparse.so.12: undefined symbol: __nvJitLinkComplete_12_4, version "
      "libnvJitLink.so.12", "torch.ld-library-path"),
+    ("ImportError: /x/torch/lib/libtorch_cuda.so: undefined symbol: ncclCommRegister",
+     "torch.mixed-wheels"),
     ("RuntimeError: Failed to find C compiler. Please specify via CC environment variable or set "
      "triton.knobs.build.impl.", "host.compiler"),
     ("RuntimeError: Failed to find C compiler. Please specify via CC environment variable.",

@@ -1,30 +1,25 @@
 """What a run will need before anything is loaded: memory, bytes moved, seconds per step.
 
 The model is built without weights (on torch's meta device) and cut into units by the engine's own
-code; one forward without data shows how large activations get. Times come from rates that were
-measured on a named machine and can be replaced.
+code; one forward without data shows how large activations get, and how many operations it takes
+(`zo2.dryrun`). Times come from rates that were measured on a named machine and can be replaced.
 """
 
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from zo2 import loading
+from zo2.dryrun import dry_run
 from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import page_tables
@@ -77,7 +72,7 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     up=55.5e9,
     both=50.8e9,
     two_buffers=1.045,
-    compute=5.5e14,
+    compute=5.7e14,
     noise=3.1e11,
     again=5e11,
     visit=0.65e-3,
@@ -144,116 +139,6 @@ def without_weights(config: Any, dtype: str) -> Any:
     return model.to(getattr(torch, dtype)).eval()
 
 
-def activations(model: nn.Module, unit: str, batch: int, tokens: int, passes: int = 2) -> int:
-    """Bytes that a step's passes need at most beside weights, from a forward without data.
-
-    Args:
-        model: on the meta device.
-        unit: ``"block"`` or ``"leaf"``: where passes wait.
-        batch: examples of a micro-batch.
-        tokens: of each example.
-        passes: of a step, one micro-batch each; all but one wait, with what they hold, before one
-            unit or the next.
-    """
-    ids = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
-    units = partition(model, unit)
-    tiny = tiny_ones(units)
-    held, most = [0], []  # bytes where passes wait, and at most on the way to there
-    living = _Living()
-
-    def arrive(*_: Any) -> None:
-        held.append(living.bytes)
-        most.append(living.most)
-        living.most = living.bytes
-
-    with living:
-        handles = [
-            module.register_forward_pre_hook(arrive)
-            for one in units
-            if one not in tiny
-            for module in one.modules
-        ]
-        try:
-            lean, head = _LeanKernels(), Head.of(model).returning_stand_ins()
-            with torch.no_grad(), _no_autocast(), lean, head:
-                model(input_ids=ids, labels=ids, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-    held.append(0)  # a pass that is through holds its loss
-    most.append(living.most)
-    # while one pass is on its way, others are where it comes from, or where it goes
-    waits = [max(pair) for pair in pairwise(held)]
-    return max(way + (passes - 1) * wait for way, wait in zip(most, waits, strict=True))
-
-
-class _Living(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, now and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes: int = 0
-        self.most: int = 0
-        self._users: dict[int, int] = {}  # tensors that use a storage
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return 1  # "does the mask keep everything?", as for a batch without padding
-        known = {self._key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor, self._key(tensor) in known)
-        return result
-
-    @staticmethod
-    def _key(tensor: torch.Tensor) -> int:
-        return int(tensor.untyped_storage()._cdata)
-
-    def _add(self, tensor: torch.Tensor, is_view: bool) -> None:
-        key, nbytes = self._key(tensor), tensor.untyped_storage().nbytes()
-        if is_view and key not in self._users:  # of something that was there before
-            return
-        if key not in self._users:
-            self._users[key] = 0
-            self.bytes += nbytes
-            self.most = max(self.most, self.bytes)
-        self._users[key] += 1
-        weakref.finalize(tensor, self._drop, key, nbytes)
-
-    def _drop(self, key: int, nbytes: int) -> None:
-        self._users[key] -= 1
-        if not self._users[key]:
-            del self._users[key]
-            self.bytes -= nbytes
-
-
-@contextmanager
-def _no_autocast() -> Iterator[None]:
-    """Older releases of torch know no autocast for the meta device, not even a disabled one."""
-    original = torch.autocast
-    torch.autocast = lambda *args, **kwargs: nullcontext()  # type: ignore[assignment,misc]
-    try:
-        yield
-    finally:
-        torch.autocast = original  # type: ignore[misc]
-
-
-class _LeanKernels(TorchFunctionMode):
-    """As the GPU's kernels compute them: attention without its matrix of scores, and a softmax that
-    is asked for float32 without its operand in float32.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            query, _, value = args[:3]
-            return query.new_empty((*query.shape[:-1], value.shape[-1]))
-        if func is F.softmax and kwargs.get("dtype") is torch.float32:
-            return torch.empty_like(args[0] if args else kwargs["input"], dtype=torch.float32)
-        return func(*args, **kwargs)
-
-
 @dataclass(frozen=True)
 class Work:
     """A model's units and what a step does with them; made once, predicted from often.
@@ -263,6 +148,7 @@ class Work:
         spared: those that need no perturbed copy where they rest on the device.
         activations: bytes that passes need beside weights, if they wait at blocks only.
         within: the same, if they wait at every unit.
+        flops: of all passes of one perturbation.
         tokens: of a step, over all micro-batches of one perturbation.
         passes: perturbations of a step: 2 for MeZO, n + 1 for FZOO.
         micro_batches: of a step.
@@ -272,6 +158,7 @@ class Work:
     spared: set[Unit]
     activations: int
     within: int
+    flops: float
     tokens: int
     passes: int
     micro_batches: int
@@ -280,11 +167,23 @@ class Work:
 def work(
     model: nn.Module, unit: str, batch: int, tokens: int, passes: int = 2, micro_batches: int = 1
 ) -> Work:
-    """What a step is.
+    """What a step is; see `works`."""
+    return works(model, [unit], batch, tokens, passes, micro_batches)[0]
+
+
+def works(
+    model: nn.Module,
+    units: Sequence[str],
+    batch: int,
+    tokens: int,
+    passes: int = 2,
+    micro_batches: int = 1,
+) -> list[Work]:
+    """What a step is, for each size of units.
 
     Args:
         model: on the meta device; see `build`.
-        unit: ``"block"`` or ``"leaf"``.
+        units: ``"block"``, ``"leaf"`` or both.
         batch: examples of a micro-batch.
         tokens: of each example.
         passes: perturbations of a step.
@@ -298,16 +197,17 @@ def work(
         raise ConfigError(
             f"Examples of {tokens} tokens are longer than this model takes: --tokens {most}."
         )
-    waiting_at = {
-        where: activations(model, where, batch, tokens, passes * micro_batches)
-        for where in {"block", unit}
-    }
-    whole = batch * tokens * micro_batches
-    units = partition(model, unit)
-    return Work(
-        units, spared(units, Head.of(model).module), waiting_at["block"],
-        waiting_at[unit], whole, passes, micro_batches,
-    )  # fmt: skip
+    seen, waiting = dry_run(model, batch, tokens), passes * micro_batches
+    head = Head.of(model).module
+    return [
+        Work(
+            cut, spared(cut, head), seen.activations("block", waiting),
+            seen.activations(unit, waiting), seen.flops * micro_batches,
+            batch * tokens * micro_batches, passes, micro_batches,
+        )
+        for unit in units
+        for cut in [partition(model, unit)]
+    ]  # fmt: skip
 
 
 def predict(
@@ -385,7 +285,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     if plan.slots == 2:
         link *= machine.two_buffers
     again = sum(_parameters(unit) for parcel in trained for unit in parcel.units)
-    compute = _compute(sum(map(_parameters, units)), step, machine)
+    compute = _compute(step.flops, sum(map(_parameters, units)), step, machine)
     compute += again * (every - 1) / 2 / machine.again  # on average, between two ways home
     idle = _idle(plan, step, machine, every) if up else 0.0
     blocks = len(blocks_of(units))
@@ -413,10 +313,9 @@ def _visits(plan: Plan, step: Work, machine: Machine) -> float:
     return stops * machine.visit + along * machine.along
 
 
-def _compute(parameters: int, step: Work, machine: Machine) -> float:
-    """Seconds of the GPU for passes through so many weights, and for making these weights."""
-    passes = 2 * parameters * step.tokens * step.passes / machine.compute
-    return passes + parameters / machine.noise * step.passes / 2
+def _compute(flops: float, parameters: int, step: Work, machine: Machine) -> float:
+    """Seconds of the GPU for passes of so many operations, and for making their weights."""
+    return (flops / machine.compute + parameters / machine.noise / 2) * step.passes
 
 
 def _idle(plan: Plan, step: Work, machine: Machine, every: int) -> float:
@@ -428,7 +327,7 @@ def _idle(plan: Plan, step: Work, machine: Machine, every: int) -> float:
     outside = max((_parameters(u) for u in step.units if u.block is None), default=0)
     last = [one for one in plan.parcels if one.streamed][-1]
     late = sum(map(_parameters, last.units)) + outside
-    between = machine.boundary + _compute(late, step, machine)
+    between = machine.boundary + _compute(2 * late * step.tokens, late, step, machine)
     return max(between - plan.need.slots / machine.both / (1 + 1 / every), 0.0)
 
 

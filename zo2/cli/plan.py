@@ -83,7 +83,7 @@ def plan(
         built = planning.build(model, dtype)
         tokens = tokens or min(TOKENS, loading.longest(built) or TOKENS)
         sizes = [unit.value] if unit else unit_sizes_to_try(built, Placement(budget=1))
-        steps = [planning.work(built, size, batch, tokens, passes, micro_batches) for size in sizes]
+        steps = planning.works(built, sizes, batch, tokens, passes, micro_batches)
 
     def within(most: int | None) -> Prediction:
         placement = Placement(slots=slots, budget=1 << 60 if most is None else most)

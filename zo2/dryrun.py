@@ -1,0 +1,177 @@
+"""One forward without data: how large activations get, and how many operations it takes.
+
+The model is on torch's meta device, where operations know shapes and do nothing.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from zo2.engine.partition import partition
+from zo2.engine.placement import tiny_ones
+from zo2.logits import Head
+
+UNITS = "block", "leaf"  # sizes
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a forward of one micro-batch shows.
+
+    Attributes:
+        flops: floating-point operations of its products and its attention.
+        held: by the size of units, bytes that a pass holds at each place where it waits, the
+            beginning and the end among them.
+        most: by the size of units, bytes that it holds at most on its way from each to the next.
+    """
+
+    flops: float
+    held: Mapping[str, Sequence[int]]
+    most: Mapping[str, Sequence[int]]
+
+    def activations(self, unit: str, passes: int) -> int:
+        """Bytes that so many passes in lockstep need, beside weights.
+
+        Args:
+            unit: ``"block"`` or ``"leaf"``: where passes wait.
+            passes: all but one wait, with what they hold, before one unit or the next.
+        """
+        # while one pass is on its way, others are where it comes from, or where it goes
+        waits = map(max, pairwise(self.held[unit]))
+        ways = zip(self.most[unit], waits, strict=True)
+        return max(way + (passes - 1) * wait for way, wait in ways)
+
+
+def dry_run(model: nn.Module, batch: int, tokens: int) -> DryRun:
+    """Run a causal language model's forward and loss.
+
+    Args:
+        model: on the meta device.
+        batch: examples of a micro-batch.
+        tokens: of each example.
+    """
+    ids = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
+    held: dict[str, list[int]] = {size: [0] for size in UNITS}
+    most: dict[str, list[int]] = {size: [0] for size in UNITS}  # the last one is not through yet
+    living, lean = _Living(), _LeanKernels()
+
+    def arrive(size: str, bytes_now: int) -> None:
+        for ways in most.values():
+            ways[-1] = max(ways[-1], living.most)
+        living.most = living.bytes
+        held[size].append(bytes_now)
+        most[size].append(0)
+
+    handles = [
+        module.register_forward_pre_hook(lambda *_, size=size: arrive(size, living.bytes))
+        for size in UNITS
+        for module in _waiting_at(model, size)
+    ]
+    counter = FlopCounterMode(display=False)
+    try:
+        head = Head.of(model).returning_stand_ins()
+        with counter, living, torch.no_grad(), _no_autocast(), lean, head:
+            model(input_ids=ids, labels=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for size in UNITS:
+        arrive(size, 0)  # a pass that is through holds its loss
+    flops = counter.get_total_flops() + lean.flops
+    return DryRun(flops, held, {size: ways[:-1] for size, ways in most.items()})
+
+
+def _waiting_at(model: nn.Module, size: str) -> Iterator[nn.Module]:
+    """The modules before which passes wait."""
+    units = partition(model, size)
+    tiny = tiny_ones(units)
+    return (module for unit in units if unit not in tiny for module in unit.modules)
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: int = 0
+        self.most: int = 0
+        self._users: dict[int, int] = {}  # tensors that use a storage
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 1  # "does the mask keep everything?", as for a batch without padding
+        known = {self._key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor, self._key(tensor) in known)
+        return result
+
+    @staticmethod
+    def _key(tensor: torch.Tensor) -> int:
+        return int(tensor.untyped_storage()._cdata)
+
+    def _add(self, tensor: torch.Tensor, is_view: bool) -> None:
+        key, nbytes = self._key(tensor), tensor.untyped_storage().nbytes()
+        if is_view and key not in self._users:  # of something that was there before
+            return
+        if key not in self._users:
+            self._users[key] = 0
+            self.bytes += nbytes
+            self.most = max(self.most, self.bytes)
+        self._users[key] += 1
+        weakref.finalize(tensor, self._drop, key, nbytes)
+
+    def _drop(self, key: int, nbytes: int) -> None:
+        self._users[key] -= 1
+        if not self._users[key]:
+            del self._users[key]
+            self.bytes -= nbytes
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Older releases of torch know no autocast for the meta device, not even a disabled one."""
+    original = torch.autocast
+    torch.autocast = lambda *args, **kwargs: nullcontext()  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch.autocast = original  # type: ignore[misc]
+
+
+class _LeanKernels(TorchFunctionMode):
+    """As the GPU's kernels compute them: attention without its matrix of scores, and a softmax that
+    is asked for float32 without its operand in float32.
+
+    Attributes:
+        flops: of attention so far; where it is causal, of the half that is computed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query, key, value = args[:3]
+            products = 2 * query.numel() * key.shape[-2] * (1 + value.shape[-1] / key.shape[-1])
+            self.flops += products / 2 if kwargs.get("is_causal") else products
+            return query.new_empty((*query.shape[:-1], value.shape[-1]))
+        if func is F.softmax and kwargs.get("dtype") is torch.float32:
+            return torch.empty_like(args[0] if args else kwargs["input"], dtype=torch.float32)
+        return func(*args, **kwargs)

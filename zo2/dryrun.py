@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zo2.engine.partition import partition
 from zo2.engine.placement import tiny_ones
+from zo2.errors import ModelError
 from zo2.logits import Head
 
 UNITS = "block", "leaf"  # sizes
@@ -62,11 +63,14 @@ def dry_run(model: nn.Module, batch: int, tokens: int) -> DryRun:
         model: on the meta device.
         batch: examples of a micro-batch.
         tokens: of each example.
+
+    Raises:
+        ModelError: its forward does not run without data.
     """
     ids = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
     held: dict[str, list[int]] = {size: [0] for size in UNITS}
     most: dict[str, list[int]] = {size: [0] for size in UNITS}  # the last one is not through yet
-    living, lean = _Living(), _LeanKernels()
+    living, gpu = _Living(), _AsOnGPU()
 
     def arrive(size: str, bytes_now: int) -> None:
         for ways in most.values():
@@ -83,14 +87,20 @@ def dry_run(model: nn.Module, batch: int, tokens: int) -> DryRun:
     counter = FlopCounterMode(display=False)
     try:
         head = Head.of(model).returning_stand_ins()
-        with counter, living, torch.no_grad(), _no_autocast(), lean, head:
+        with counter, living, torch.no_grad(), _no_autocast(), gpu, head:
             model(input_ids=ids, labels=ids, use_cache=False)
+    except (NotImplementedError, RuntimeError) as error:
+        cause = str(error).splitlines()[0].rstrip(".")
+        raise ModelError(
+            "What this model needs cannot be predicted, since its forward does not run without "
+            f"data ({cause}). Within a device_memory_budget it is measured at the first step."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
     for size in UNITS:
         arrive(size, 0)  # a pass that is through holds its loss
-    flops = counter.get_total_flops() + lean.flops
+    flops = counter.get_total_flops() + gpu.flops
     return DryRun(flops, held, {size: ways[:-1] for size, ways in most.items()})
 
 
@@ -153,25 +163,53 @@ def _no_autocast() -> Iterator[None]:
         torch.autocast = original  # type: ignore[misc]
 
 
-class _LeanKernels(TorchFunctionMode):
-    """As the GPU's kernels compute them: attention without its matrix of scores, and a softmax that
-    is asked for float32 without its operand in float32.
+class _AsOnGPU(TorchFunctionMode):
+    """What a GPU's kernels do otherwise than torch's operations, and what depends on data.
+
+    Attention without its matrix of scores, a softmax that is asked for float32 without its operand
+    in float32, and products of experts' weights in any precision. Tokens go to experts evenly.
 
     Attributes:
-        flops: of attention so far; where it is causal, of the half that is computed.
+        flops: of attention, where it is causal of the half that is computed, and of experts.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0.0
+        self._classes = 1  # of the last one-hot vectors: which expert a token goes to
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            query, key, value = args[:3]
+            given = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
+            query, key, value = given["query"], given["key"], given["value"]
             products = 2 * query.numel() * key.shape[-2] * (1 + value.shape[-1] / key.shape[-1])
             self.flops += products / 2 if kwargs.get("is_causal") else products
             return query.new_empty((*query.shape[:-1], value.shape[-1]))
         if func is F.softmax and kwargs.get("dtype") is torch.float32:
             return torch.empty_like(args[0] if args else kwargs["input"], dtype=torch.float32)
+        if func in _GROUPED and args[0].ndim == 2 and args[1].ndim == 3:
+            rows, weight = args[:2]
+            self.flops += 2 * rows.numel() * weight.shape[-1]
+            return rows.new_empty((len(rows), weight.shape[-1]))
+        if func is F.one_hot:
+            self._classes = args[1] if len(args) > 1 else kwargs["num_classes"]
+        if func in (torch.where, torch.nonzero, torch.Tensor.nonzero) and len(args) == 1:
+            marked = self._marked(args[0])
+            return marked.unbind(1) if func is torch.where else marked
         return func(*args, **kwargs)
+
+    def _marked(self, mask: torch.Tensor) -> torch.Tensor:
+        """The places of what is not zero, int64 (places, dimensions): in a part of one-hot vectors,
+        which are whole numbers, an even share; elsewhere, such as of experts with any token, all.
+        """
+        share = 1 if mask.dtype == torch.bool else self._classes
+        return mask.new_empty((-(-mask.numel() // share), mask.ndim), dtype=torch.int64)
+
+
+_GROUPED = [
+    function
+    for space in (F, torch)
+    for name in ("grouped_mm", "_grouped_mm")
+    if (function := getattr(space, name, None)) is not None
+]

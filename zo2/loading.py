@@ -17,7 +17,7 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,15 +141,16 @@ def load(source: Source, dtype: str | None = None, device: str = "cpu") -> Loade
     """
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    source = at_hand(source)
     if source.gguf:
         _need_gguf_packages()
     elif not source.on_hub:
         _need_safetensors(source)
         _check_shards(source)
-    else:
-        load_config(source)  # without a network an error at once: weights would be tried for long
     with quiet(hide_progress=not (source.on_hub or bars_are_wanted())):
-        options = {"trust_remote_code": False, **_where(source)}
+        options: dict[str, Any] = {"trust_remote_code": False}
+        if source.gguf:
+            options["gguf_file"] = source.gguf
         precision = "float32" if dtype is None and (source.gguf or device == "cpu") else dtype
         try:
             model = _load_model(source, options, precision)
@@ -179,13 +180,10 @@ def load_config(source: Source) -> Any:
             f"{source.name} is a GGUF file, whose shape cannot be read alone; name a directory "
             "with a config.json or a model on the hub."
         )
+    source = at_hand(source)
     with quiet(hide_progress=True):
         try:
-            return transformers.AutoConfig.from_pretrained(
-                source.place, trust_remote_code=False, **_where(source)
-            )
-        except ModelError:
-            raise
+            return transformers.AutoConfig.from_pretrained(source.place, trust_remote_code=False)
         except Exception as error:
             raise ModelError(explain(error, source)) from error
 
@@ -262,16 +260,32 @@ def gguf_flag(path: Path, key: str, default: bool) -> bool:
         return default if at < 0 else bool(data[at + len(mark)])
 
 
-def _where(source: Source) -> dict[str, Any]:
-    if source.gguf:
-        return {"gguf_file": source.gguf}
-    if source.on_hub and not _hub_answers(source):
-        return {"local_files_only": True}
-    return {}
+def at_hand(source: Source) -> Source:
+    """The source, or its copy in the local cache if it is on a hub that does not answer.
+
+    By its name transformers would ask for it again and again, for half a minute in all.
+
+    Raises:
+        ModelError: there is no such copy; or the hub knows no such model, or none that may be read.
+    """
+    if not source.on_hub or _hub_answers(source):
+        return source
+
+    import huggingface_hub
+    from transformers.utils import hub
+
+    cache = getattr(hub, "TRANSFORMERS_CACHE", None)  # before 5.0 it could have one of its own
+    try:
+        place = huggingface_hub.snapshot_download(
+            source.place, cache_dir=cache, local_files_only=True
+        )
+    except Exception as error:
+        raise ModelError(explain(error, source)) from error
+    return replace(source, place=place, on_hub=False)
 
 
 def _hub_answers(source: Source) -> bool:
-    """Ask the hub for the model once: a plain download would first retry for half a minute.
+    """Ask the hub for the model once.
 
     Raises:
         ModelError: the hub knows no such model, or none that may be read.

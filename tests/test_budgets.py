@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -156,6 +157,23 @@ def test_graphs_begin_where_there_is_room_beside_them_for_what_they_replay(more,
         step(number)
     assert bool(tapes) == begin
     assert engine._workspace.streamed
+
+
+def test_graphs_are_not_given_up_for_a_guess(caplog):
+    """Before any pass more activations are reckoned with than there will be."""
+    torch.manual_seed(3)
+    model = Toy([Block() for _ in range(4)])
+    placement = VirtualPlacement(slots=2, copies=True, budget=10**9)
+    zo2.prepare(model, zo2.ZOConfig(**CPU, lr=1e-2, unit="leaf"), placement=placement)
+    engine = model._zo.engine
+    part = max(unit.stored for unit in engine.units if unit.block is not None)
+    engine.replay_blocks(partial(BlockGraphs, engine.device, recorded_in([])))
+    engine._usage.activations = 4 * part
+    for guessed in (True, False):
+        engine._placement = replace(placement, budget=SLACK + 20 * part)
+        engine._usage.is_guessed = guessed
+        engine.rebuild()
+        assert ("no room for CUDA graphs" in caplog.text) != guessed
 
 
 def test_graphs_do_not_begin_where_passes_stop_within_blocks_whatever_the_room():

@@ -220,9 +220,9 @@ class Engine:
             if not usage.is_guessed:
                 raise
         else:
-            if replays and not self._replayable(units, plan.room):
-                raise DeviceMemoryError(NOTHING_TO_REPLAY)
-            return plan
+            if not replays or usage.is_guessed or self._replayable(units, plan.room):
+                return plan
+            raise DeviceMemoryError(NOTHING_TO_REPLAY)
         # a guess is no reason to give up, but as much as possible should be left for them
         plan, fits, too_many = place(0), 0, activations
         while too_many - fits > 1 << 20:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import zo2
 from tests.tiny import FAMILIES, tiny
@@ -54,6 +55,23 @@ def test_every_model_can_be_planned_in_every_precision(family):
         seen = dry_run(model, 2, 48)
         assert seen.flops > 2 * 96 * 32**2
         assert 0 < seen.activations("block", 2) <= seen.activations("leaf", 2)
+
+
+class _Counting(TorchDispatchMode):
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma2", "gpt2"])
+def test_as_many_operations_are_called_as_with_data(family):
+    model = tiny(family)
+    ids = torch.randint(5, 90, (2, 48))
+    with _Counting() as counting, torch.no_grad():
+        model(input_ids=ids, labels=ids, use_cache=False)
+    assert dry_run(model.to("meta"), 2, 48).calls == pytest.approx(counting.calls, rel=0.1)
 
 
 def test_a_forward_that_depends_on_data_cannot_be_foreseen():

@@ -73,7 +73,7 @@ def test_more_buffers_keep_the_link_busier_between_sweeps():
 def test_weights_go_home_by_what_limits_steps(link, gpu, python, rarely, opt):
     machine = replace(
         planning.H200, up=link, both=0.9 * link, compute=gpu, noise=gpu, again=gpu, visit=python,
-        block=python, boundary=0.0,
+        call=python, boundary=0.0,
     )  # fmt: skip
     found = planning.predict(opt, Placement(slots=3), machine)
     assert found.every == (MOST if rarely else 1)

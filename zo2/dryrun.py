@@ -34,12 +34,14 @@ class DryRun:
 
     Attributes:
         flops: floating-point operations of its products and its attention.
+        calls: of torch operations, each of which takes the host's time.
         held: by the size of units, bytes that a pass holds at each place where it waits, the
             beginning and the end among them.
         most: by the size of units, bytes that it holds at most on its way from each to the next.
     """
 
     flops: float
+    calls: int
     held: Mapping[str, Sequence[int]]
     most: Mapping[str, Sequence[int]]
 
@@ -101,7 +103,7 @@ def dry_run(model: nn.Module, batch: int, tokens: int) -> DryRun:
     for size in UNITS:
         arrive(size, 0)  # a pass that is through holds its loss
     flops = counter.get_total_flops() + gpu.flops
-    return DryRun(flops, held, {size: ways[:-1] for size, ways in most.items()})
+    return DryRun(flops, living.calls, held, {size: ways[:-1] for size, ways in most.items()})
 
 
 def _waiting_at(model: nn.Module, size: str) -> Iterator[nn.Module]:
@@ -112,10 +114,11 @@ def _waiting_at(model: nn.Module, size: str) -> Iterator[nn.Module]:
 
 
 class _Living(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, now and at most."""
+    """Counts operations, and the bytes of tensors that are alive, now and at most."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.calls = 0
         self.bytes: int = 0
         self.most: int = 0
         self._users: dict[int, int] = {}  # tensors that use a storage
@@ -123,6 +126,7 @@ class _Living(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return 1  # "does the mask keep everything?", as for a batch without padding
+        self.calls += 1
         known = {self._key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):

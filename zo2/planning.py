@@ -45,7 +45,7 @@ class Machine:
         again: weights per second to which one more update is applied, before that.
         visit: seconds of host time for each unit that passes stop at.
         along: and for each further one that they go through without another stop.
-        block: seconds of host time for a pass through one block.
+        call: seconds of host time for each torch operation of a pass.
         boundary: seconds of host time between a sweep's last block and the next one's first.
         context: bytes that the CUDA context and the libraries take, among them cuBLAS's 32 MiB of
             torch's memory, without page tables.
@@ -61,7 +61,7 @@ class Machine:
     again: float
     visit: float
     along: float
-    block: float
+    call: float
     boundary: float
     context: int
     stacks: int
@@ -77,7 +77,7 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     again=5e11,
     visit=0.65e-3,
     along=0.3e-3,
-    block=0.23e-3,
+    call=6e-6,
     boundary=6e-3,
     context=764_000_000,
     stacks=132 * 2048 * (threadstacks.DEFAULT - threadstacks.SMALL),
@@ -149,6 +149,7 @@ class Work:
         activations: bytes that passes need beside weights, if they wait at blocks only.
         within: the same, if they wait at every unit.
         flops: of all passes of one perturbation.
+        calls: of torch operations by these.
         tokens: of a step, over all micro-batches of one perturbation.
         passes: perturbations of a step: 2 for MeZO, n + 1 for FZOO.
         micro_batches: of a step.
@@ -159,6 +160,7 @@ class Work:
     activations: int
     within: int
     flops: float
+    calls: int
     tokens: int
     passes: int
     micro_batches: int
@@ -203,7 +205,7 @@ def works(
         Work(
             cut, spared(cut, head), seen.activations("block", waiting),
             seen.activations(unit, waiting), seen.flops * micro_batches,
-            batch * tokens * micro_batches, passes, micro_batches,
+            seen.calls * micro_batches, batch * tokens * micro_batches, passes, micro_batches,
         )
         for unit in units
         for cut in [partition(model, unit)]
@@ -288,8 +290,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     compute = _compute(step.flops, sum(map(_parameters, units)), step, machine)
     compute += again * (every - 1) / 2 / machine.again  # on average, between two ways home
     idle = _idle(plan, step, machine, every) if up else 0.0
-    blocks = len(blocks_of(units))
-    host = blocks * machine.block * step.passes * step.micro_batches + _visits(plan, step, machine)
+    host = step.calls * machine.call * step.passes + _visits(plan, step, machine)
     return Prediction(
         plan=plan,
         weights=sum(parcel.nbytes for parcel in plan.parcels),

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zo2.engine.partition import partition
 from zo2.engine.placement import tiny_ones
-from zo2.errors import ModelError
+from zo2.errors import ModelError, first_line
 from zo2.logits import Head
 
 UNITS = "block", "leaf"  # sizes
@@ -91,11 +91,11 @@ def dry_run(model: nn.Module, batch: int, tokens: int) -> DryRun:
         head = Head.of(model).returning_stand_ins()
         with counter, living, torch.no_grad(), _no_autocast(), gpu, head:
             model(input_ids=ids, labels=ids, use_cache=False)
-    except (NotImplementedError, RuntimeError) as error:
-        cause = str(error).splitlines()[0].rstrip(".")
+    except RuntimeError as error:
         raise ModelError(
             "What this model needs cannot be predicted, since its forward does not run without "
-            f"data ({cause}). Within a device_memory_budget it is measured at the first step."
+            f"data ({first_line(error)}). Within a device_memory_budget it is measured at the "
+            "first step."
         ) from error
     finally:
         for handle in handles:
@@ -197,7 +197,7 @@ class _AsOnGPU(TorchFunctionMode):
             self.flops += 2 * rows.numel() * weight.shape[-1]
             return rows.new_empty((len(rows), weight.shape[-1]))
         if func is F.one_hot:
-            self._classes = args[1] if len(args) > 1 else kwargs["num_classes"]
+            self._classes = args[1] if len(args) > 1 else kwargs.get("num_classes", 1)
         if func in (torch.where, torch.nonzero, torch.Tensor.nonzero) and len(args) == 1:
             marked = self._marked(args[0])
             return marked.unbind(1) if func is torch.where else marked

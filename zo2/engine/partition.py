@@ -249,6 +249,7 @@ def _units(
 ) -> list[Unit]:
     """Group weights by home; homes that share a weight are one unit."""
     group = {name: name for name in homes}
+    order = {name: index for index, name in enumerate(homes)}
 
     def find(name: str) -> str:
         while group[name] != name:
@@ -261,9 +262,12 @@ def _units(
             if weights[id(parameter)].name in held:
                 continue
             first = home_of.setdefault(id(parameter), name)
-            low, high = sorted((find(first), find(name)), key=list(homes).index)
+            low, high = sorted((find(first), find(name)), key=order.__getitem__)
             group[high] = low
 
+    joined: dict[str, list[str]] = {}
+    for name in homes:
+        joined.setdefault(find(name), []).append(name)
     members: dict[str, list[Weight]] = {}
     loose: list[Weight] = []
     for key, weight in weights.items():
@@ -275,7 +279,7 @@ def _units(
     units = [
         Unit(
             name=name,
-            modules=_distinct(modules[home] for home in homes if find(home) == name),
+            modules=_distinct(modules[home] for home in joined[name]),
             weights=tuple(members[name]),
             root=homes[name].root,
             block=homes[name].block,

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from zo2.engine.partition import partition
+from zo2.engine.partition import Unit, partition
 from zo2.engine.placement import tiny_ones
 from zo2.errors import ModelError, first_line
 from zo2.logits import Head
@@ -35,6 +35,7 @@ class DryRun:
     Attributes:
         flops: floating-point operations of its products and its attention.
         calls: of torch operations, each of which takes the host's time.
+        units: by their size, the partition.
         held: by the size of units, bytes that a pass holds at each place where it waits, the
             beginning and the end among them.
         most: by the size of units, bytes that it holds at most on its way from each to the next.
@@ -42,6 +43,7 @@ class DryRun:
 
     flops: float
     calls: int
+    units: Mapping[str, list[Unit]]
     held: Mapping[str, Sequence[int]]
     most: Mapping[str, Sequence[int]]
 
@@ -70,6 +72,7 @@ def dry_run(model: nn.Module, batch: int, tokens: int) -> DryRun:
         ModelError: its forward does not run without data.
     """
     ids = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
+    units = {size: partition(model, size) for size in UNITS}
     held: dict[str, list[int]] = {size: [0] for size in UNITS}
     most: dict[str, list[int]] = {size: [0] for size in UNITS}  # the last one is not through yet
     living, gpu = _Living(), _AsOnGPU()
@@ -84,7 +87,7 @@ def dry_run(model: nn.Module, batch: int, tokens: int) -> DryRun:
     handles = [
         module.register_forward_pre_hook(lambda *_, size=size: arrive(size, living.bytes))
         for size in UNITS
-        for module in _waiting_at(model, size)
+        for module in _waiting_at(units[size])
     ]
     counter = FlopCounterMode(display=False)
     try:
@@ -103,12 +106,12 @@ def dry_run(model: nn.Module, batch: int, tokens: int) -> DryRun:
     for size in UNITS:
         arrive(size, 0)  # a pass that is through holds its loss
     flops = counter.get_total_flops() + gpu.flops
-    return DryRun(flops, living.calls, held, {size: ways[:-1] for size, ways in most.items()})
+    most = {size: ways[:-1] for size, ways in most.items()}
+    return DryRun(flops, living.calls, units, held, most)
 
 
-def _waiting_at(model: nn.Module, size: str) -> Iterator[nn.Module]:
+def _waiting_at(units: Sequence[Unit]) -> Iterator[nn.Module]:
     """The modules before which passes wait."""
-    units = partition(model, size)
     tiny = tiny_ones(units)
     return (module for unit in units if unit not in tiny for module in unit.modules)
 

@@ -23,7 +23,7 @@ from zo2.dryrun import dry_run
 from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import page_tables
-from zo2.engine.partition import Unit, partition
+from zo2.engine.partition import Unit
 from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, fits_whole, spared, tiny_ones
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
 from zo2.logits import Head
@@ -176,7 +176,7 @@ def work(
 
 def works(
     model: nn.Module,
-    units: Sequence[str],
+    sizes: Sequence[str],
     batch: int,
     tokens: int,
     passes: int = 2,
@@ -186,7 +186,7 @@ def works(
 
     Args:
         model: on the meta device; see `build`.
-        units: ``"block"``, ``"leaf"`` or both.
+        sizes: ``"block"``, ``"leaf"`` or both.
         batch: examples of a micro-batch.
         tokens: of each example.
         passes: perturbations of a step.
@@ -204,13 +204,18 @@ def works(
     head = Head.of(model).module
     return [
         Work(
-            cut, spared(cut, head), seen.activations("block", waiting),
-            seen.activations(unit, waiting), seen.flops * micro_batches,
-            seen.calls * micro_batches, batch * tokens * micro_batches, passes, micro_batches,
+            units=seen.units[size],
+            spared=spared(seen.units[size], head),
+            activations=seen.activations("block", waiting),
+            within=seen.activations(size, waiting),
+            flops=seen.flops * micro_batches,
+            calls=seen.calls * micro_batches,
+            tokens=batch * tokens * micro_batches,
+            passes=passes,
+            micro_batches=micro_batches,
         )
-        for unit in units
-        for cut in [partition(model, unit)]
-    ]  # fmt: skip
+        for size in sizes
+    ]
 
 
 def predict(

@@ -130,16 +130,26 @@ def test_a_bounded_model_takes_the_same_steps(
     assert_same(dict(reference.state_dict()), dict(model.state_dict()))
 
 
+def in_leaves(method="mezo-sgd"):
+    """A model of small blocks that are divided, with plenty of memory; and one without a budget."""
+    torch.manual_seed(3)
+    model = Toy([Block() for _ in range(4)])
+    reference = zo2.prepare(copy.deepcopy(model), zo2.ZOConfig(method, **CPU, lr=1e-2))
+    placement = VirtualPlacement(slots=2, copies=True, budget=10**9)
+    config = zo2.ZOConfig(method, **CPU, lr=1e-2, unit="leaf")
+    return zo2.prepare(model, config, placement=placement), reference
+
+
+def largest_part(engine):
+    return max(unit.stored for unit in engine.units if unit.block is not None)
+
+
 @pytest.mark.parametrize(("more", "begin"), [(0, False), (4, True)])
 def test_graphs_begin_where_there_is_room_beside_them_for_what_they_replay(more, begin):
     """Without it passes would stop in each part of a block, and no graph would stand for it."""
-    torch.manual_seed(3)
-    model = Toy([Block() for _ in range(4)])
-    reference = zo2.prepare(copy.deepcopy(model), zo2.ZOConfig(**CPU, lr=1e-2))
-    placement = VirtualPlacement(slots=2, copies=True, budget=10**9)
-    zo2.prepare(model, zo2.ZOConfig(**CPU, lr=1e-2, unit="leaf"), placement=placement)
+    model, reference = in_leaves()
     engine, tapes = model._zo.engine, []
-    part = max(unit.stored for unit in engine.units if unit.block is not None)
+    part = largest_part(engine)
     block = sum(unit.stored for unit in engine.units if unit.block == 0)
 
     def step(number):
@@ -161,16 +171,13 @@ def test_graphs_begin_where_there_is_room_beside_them_for_what_they_replay(more,
 
 def test_graphs_are_not_given_up_for_a_guess(caplog):
     """Before any pass more activations are reckoned with than there will be."""
-    torch.manual_seed(3)
-    model = Toy([Block() for _ in range(4)])
-    placement = VirtualPlacement(slots=2, copies=True, budget=10**9)
-    zo2.prepare(model, zo2.ZOConfig(**CPU, lr=1e-2, unit="leaf"), placement=placement)
+    model, _ = in_leaves()
     engine = model._zo.engine
-    part = max(unit.stored for unit in engine.units if unit.block is not None)
+    part = largest_part(engine)
     engine.replay_blocks(partial(BlockGraphs, engine.device, recorded_in([])))
     engine._usage.activations = 4 * part
     for guessed in (True, False):
-        engine._placement = replace(placement, budget=SLACK + 20 * part)
+        engine._placement = replace(engine._placement, budget=SLACK + 20 * part)
         engine._usage.is_guessed = guessed
         engine.rebuild()
         assert ("no room for CUDA graphs" in caplog.text) != guessed
@@ -178,11 +185,7 @@ def test_graphs_are_not_given_up_for_a_guess(caplog):
 
 def test_graphs_do_not_begin_where_passes_stop_within_blocks_whatever_the_room():
     """Of a step of FZOO one pass is not perturbed, and finds weights where they are stored."""
-    torch.manual_seed(3)
-    model = Toy([Block() for _ in range(4)])
-    placement = VirtualPlacement(slots=2, copies=True, budget=10**9)
-    config = zo2.ZOConfig("fzoo", **CPU, lr=1e-2, unit="leaf")
-    zo2.prepare(model, config, placement=placement)
+    model, _ = in_leaves("fzoo")
     engine = model._zo.engine
     assert engine.has_replayable_blocks
     model(**toy_batch(seed=0))

@@ -59,9 +59,6 @@ STEP_DROPPED = (
     "(model.zo_step([...])), set device_memory_budget so that fewer weights stay on the GPU, or "
     "use unit='leaf'."
 )
-NOTHING_TO_REPLAY = (
-    "Within device_memory_budget no block is gone through at once beside CUDA graphs."
-)
 AHEAD = 2  # parcels for each buffer that a sweep may update before passes reach them
 FIRST_MORE = 1 << 24  # bytes by which activations are reckoned larger where memory ran out
 
@@ -222,7 +219,7 @@ class Engine:
         else:
             if not replays or usage.is_guessed or self._replayable(units, plan.room):
                 return plan
-            raise DeviceMemoryError(NOTHING_TO_REPLAY)
+            raise DeviceMemoryError("There is no room beside CUDA graphs for copies of a block.")
         # a guess is no reason to give up, but as much as possible should be left for them
         plan, fits, too_many = place(0), 0, activations
         while too_many - fits > 1 << 20:

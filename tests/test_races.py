@@ -19,7 +19,7 @@ from torch import nn
 import zo2
 from tests.test_engine import Toy, assert_same, toy_batch
 from tests.tiny import batch, tiny
-from tests.virtual import VirtualPlacement
+from tests.virtual import TakingTurns, VirtualPlacement
 from zo2.engine import placement, transfer
 from zo2.engine.lanes import Waits
 from zo2.engine.placement import Placement
@@ -146,6 +146,18 @@ def test_what_has_arrived_and_is_taken_along_keeps_its_bits(slots, late, monkeyp
         assert_same(weights, found)
     along = {unit.name for found in bound for unit, _, _ in found}
     assert "model.layers.1.mlp.down_proj" in along
+
+
+@pytest.mark.parametrize("every", [1, 3, None])
+@pytest.mark.parametrize("slots", [3, 4, 8])
+def test_blocks_that_passes_take_turns_at_keep_their_bits(every, slots, late):
+    model = model_of_pages()
+    losses, weights = train(model, zo2=False)
+    where = TakingTurns(slots=slots, copies=True, write_back_every=every)
+    for seed in range(6):
+        others, found = late(model, seed, placement=where, unit="leaf")
+        assert others == losses, seed
+        assert_same(weights, found)
 
 
 class Uneven(nn.Module):

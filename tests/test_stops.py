@@ -15,7 +15,7 @@ import zo2
 from tests.oracle import naive_mezo
 from tests.test_engine import CPU, Toy, assert_same, toy, toy_batch, train
 from tests.tiny import batch, tiny
-from tests.virtual import VirtualPlacement
+from tests.virtual import TakingTurns, VirtualPlacement
 from zo2.engine.partition import partition
 from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
@@ -229,6 +229,18 @@ def test_passes_go_through_a_small_block_at_once_whatever_has_arrived(slots, sto
         "embed_tokens", "embed_positions",
         *(f"layers.{n}.self_attn_layer_norm" for n in range(3)), "embed_tokens",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("slots", "stops_within"), [(2, 2), (3, 0), (4, 0)])
+def test_passes_take_turns_at_a_small_block_that_there_is_room_for_one_copy_of(
+    slots, stops_within, stops, transformed, monkeypatch
+):
+    """As long as buffers hold all of its three parcels meanwhile."""
+    monkeypatch.setattr(Slots, "has_arrived", lambda *args: False)
+    names = of_a_step(opt(), stops, placement=TakingTurns(slots=slots, copies=True))
+    assert len([name for name in names if ".layers.1." in name]) == 1 + stops_within
+    copies = [names for names in transformed if "layers.1.fc1.weight" in names[0]]
+    assert len(copies) == 3 * (1 if stops_within else 2)  # in each of three steps
 
 
 def test_blocks_that_passes_go_through_at_once_have_no_hooks_within(stops):

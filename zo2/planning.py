@@ -24,7 +24,7 @@ from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import page_tables
 from zo2.engine.partition import Unit
-from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, fits_whole, spared, tiny_ones
+from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, spared, tiny_ones
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
 from zo2.logits import Head
 from zo2.shapes import SHAPES
@@ -249,19 +249,17 @@ def _plan(step: Work, placement: Placement, context: int, fewest: int) -> Plan:
     """Where weights rest, by where passes wait."""
     place = partial(placement.plan, step.units, "cuda", context, fewest=fewest, spared=step.spared)
     plan = place(step.activations)
-    if _waits_within(step, plan.room):
+    if _waits_within(step, plan):
         return place(step.within)
     return plan
 
 
-def _waits_within(step: Work, room: int) -> set[int]:
-    """The blocks within which passes wait: they are divided, and not small, or there is no ``room``
-    for copies of them.
-    """
+def _waits_within(step: Work, plan: Plan) -> set[int]:
+    """The blocks within which passes wait: they are divided, and do not go through at once."""
     return {
         number
         for number, block in blocks_of(step.units).items()
-        if len(block) > 1 and not fits_whole(block, step.passes, room)
+        if len(block) > 1 and not plan.goes_whole(block, step.passes)
     }
 
 
@@ -313,7 +311,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
 
 def _visits(plan: Plan, step: Work, machine: Machine) -> float:
     """Seconds of host time for all units but tiny ones."""
-    tiny, within = tiny_ones(step.units), _waits_within(step, plan.room)
+    tiny, within = tiny_ones(step.units), _waits_within(step, plan)
     whole = [block for number, block in blocks_of(step.units).items() if number not in within]
     along = sum(len(set(block) - tiny) - 1 for block in whole)
     stops = len(step.units) - len(tiny) - along

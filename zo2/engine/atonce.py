@@ -1,7 +1,7 @@
 """Blocks as passes call them: which are one unit, and which of several are gone through at once.
 
 A stop takes Python's time, for which a GPU waits where blocks are small. So passes wait for all of
-a small block before they enter it, if there is room for copies of it. How weights are moved is
+a small block before they enter it, if there is room for a copy of it. How weights are moved is
 another matter: piece by piece, through buffers that may hold less than a block.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from zo2.engine.partition import Unit
-from zo2.engine.placement import blocks_of, fits_whole
+from zo2.engine.placement import Plan, blocks_of, is_small
 from zo2.engine.route import Route
 from zo2.engine.store import Layout
 
@@ -42,7 +42,7 @@ def divided_blocks(model: nn.Module, units: Sequence[Unit]) -> Calls:
 
 
 def any_at_once(
-    model: nn.Module, units: Sequence[Unit], copies: float, room: float = math.inf
+    model: nn.Module, units: Sequence[Unit], copies: float, plan: Plan | None = None
 ) -> bool:
     """Whether passes go through any block at once, so that this can be replayed.
 
@@ -51,13 +51,14 @@ def any_at_once(
         units: its partition.
         copies: of a divided block, for each of the passes' perturbations one; infinite if these
             never go through such a block at once.
-        room: bytes for copies.
+        plan: where units rest; if it is not made, passes might go through any small block.
     """
     if whole_blocks(units):
         return True
     divided = divided_blocks(model, units).values()
     return copies < math.inf and any(
-        fits_whole(block, copies, room) and all(w.trainable for u in block for w in u.weights)
+        (plan.goes_whole(block, copies) if plan else is_small(block))
+        and all(weight.trainable for unit in block for weight in unit.weights)
         for block in divided
     )
 
@@ -69,12 +70,13 @@ class AtOnce:
     Attributes:
         first: by the module that is called, the unit that passes enter first.
         units: of the blocks that are called.
-        starts: first units, also of blocks that passes enter otherwise than by a call.
+        starts: first units, also of blocks that passes enter otherwise than by a call; each with
+            the bytes of one copy of its block.
     """
 
     first: Mapping[nn.Module, Unit]
     units: frozenset[Unit]
-    starts: frozenset[Unit]
+    starts: Mapping[Unit, int]
 
     @classmethod
     def of(
@@ -85,7 +87,7 @@ class AtOnce:
         apart: AbstractSet[Unit],
         outside: AbstractSet[Unit],
         copies: int,
-        room: int,
+        plan: Plan,
     ) -> AtOnce:
         """Choose them.
 
@@ -96,12 +98,12 @@ class AtOnce:
             apart: units with which it is impossible.
             outside: units that passes enter otherwise than by a call of their block.
             copies: for each of the passes' perturbations one.
-            room: bytes for copies.
+            plan: where units rest.
         """
         found = {
             frozenset(block): start
             for start, block in route.divided.items()
-            if fits_whole(block, copies, room)
+            if plan.goes_whole(block, copies)
             and not any(layouts[unit].has_frozen for unit in block)  # which have no copies
             and apart.isdisjoint(block)
         }
@@ -111,7 +113,10 @@ class AtOnce:
             if units in found and outside.isdisjoint(units)
         }
         first = {module: found[units] for module, units in called.items()}
-        return cls(first, frozenset().union(*called.values()), frozenset(found.values()))
+        starts = {
+            start: sum(layouts[unit].nbytes for unit in block) for block, start in found.items()
+        }
+        return cls(first, frozenset().union(*called.values()), starts)
 
 
-NONE = AtOnce({}, frozenset(), frozenset())
+NONE = AtOnce({}, frozenset(), {})

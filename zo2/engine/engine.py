@@ -217,7 +217,7 @@ class Engine:
             if not usage.is_guessed:
                 raise
         else:
-            if not replays or usage.is_guessed or self._replayable(units, plan.room):
+            if not replays or usage.is_guessed or self._replayable(units, plan):
                 return plan
             raise DeviceMemoryError("There is no room beside CUDA graphs for copies of a block.")
         # a guess is no reason to give up, but as much as possible should be left for them
@@ -230,9 +230,9 @@ class Engine:
                 too_many = middle
         return plan
 
-    def _replayable(self, units: Sequence[Unit], room: float = math.inf) -> bool:
-        """Whether passes go through any block at once, with so many bytes for copies."""
-        return atonce.any_at_once(self.model, units, self._copies, room)
+    def _replayable(self, units: Sequence[Unit], plan: Plan | None = None) -> bool:
+        """Whether passes go through any block at once, with weights where a plan puts them."""
+        return atonce.any_at_once(self.model, units, self._copies, plan)
 
     @property
     def _by_rows(self) -> RowArithmetic | None:
@@ -261,7 +261,7 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.placements += 1
-        self.need, self._usage.page_locked = plan.need, self.store.page_locked
+        self._placed, self.need, self._usage.page_locked = plan, plan.need, self.store.page_locked
         self._workspace = workspace = Workspace(self.store, plan, self.device)
         workspace.stream.never_run = self._route.never_run
         self._buffers = workspace.buffers
@@ -609,7 +609,7 @@ class Engine:
         if copies not in self._chosen:
             self._chosen[copies] = AtOnce.of(
                 self._divided, self._route, self.store.layouts, self.hooks.returning,
-                self.hooks.outside, copies, self._workspace.scratch.numel(),
+                self.hooks.outside, copies, self._placed,
             )  # fmt: skip
         return self._chosen[copies]
 

@@ -14,6 +14,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -108,6 +109,21 @@ class Plan:
         """Bytes for perturbed copies of all other units."""
         return self.need.perturbed - copies_of(self.small)
 
+    def goes_whole(self, block: Collection[Unit], copies: float) -> bool:
+        """Whether passes can go through all of a block at once.
+
+        It is small, and there is room for a copy of it for each of the passes' perturbations; or
+        for one, and buffers to keep it in while these take turns.
+
+        Args:
+            block: its units.
+            copies: how many perturbations there are.
+        """
+        size = sum(unit.stored for unit in block)
+        moved = sum(one.streamed and not set(block).isdisjoint(one.units) for one in self.parcels)
+        kept = not self.slots or moved <= self.slots
+        return is_small(block) and size * (1 if kept else copies) <= self.room
+
     @property
     def streamed(self) -> set[Unit]:
         """What rests in host memory."""
@@ -176,7 +192,7 @@ class Placement:
             device: ``"cuda"`` or ``"cpu"``.
             context: bytes that the device's libraries take.
             activations: bytes that passes need beside weights.
-            fewest: buffers; with less than `FEWEST`, one copy of a unit at a time will do, too.
+            fewest: buffers.
             spared: units that need no perturbed copy where they rest on the device.
 
         Raises:
@@ -187,7 +203,7 @@ class Placement:
         parcels = _bundle(units, self._movable(units, self.outside), small)
         slots = self._depth(parcels) if device == "cuda" or self.copies else 0
 
-        def rooms(parcels: Iterable[Parcel]) -> list[int]:
+        def rooms(parcels: Iterable[Parcel]) -> Rooms:
             resident = {unit for one in parcels if not one.streamed for unit in one.units}
             return perturbed_sizes(units, device, spared & resident)
 
@@ -208,15 +224,9 @@ class Placement:
         choices = [parcels]
         if self.blocks is None and not self.outside:
             choices.append(_bundle(units, self._movable(units, outside=True), small))
-        few = min(slots, FEWEST)
-        depths = sorted({*range(few, slots + 1), min(few, fewest)}, reverse=True)
         needs = []
         for choice in choices:
-            sizes = rooms(choice)
-            if fewest >= FEWEST:  # nor with room for one copy
-                sizes = sizes[:-1] or sizes
-            # a room for fewer copies costs more than fewer buffers
-            for room, depth in product(sizes, depths):
+            for room, depth in _in_turn(rooms(choice), slots, fewest, _most_parcels(choice)):
                 least = plan(choice, depth, room).need
                 if least.total <= self.budget:
                     return plan(_keep(choice, self.budget - least.total), depth, room)
@@ -315,33 +325,71 @@ def is_small(block: Iterable[Unit]) -> bool:
     return sum(unit.stored for unit in block) <= SMALL_BLOCK
 
 
-def fits_whole(block: Collection[Unit], count: float, room: float) -> bool:
-    """Whether a block is small, and ``room`` has so many bytes as ``count`` copies of it take."""
-    return is_small(block) and count * sum(unit.stored for unit in block) <= room
+class Rooms(NamedTuple):
+    """Bytes that the buffer for perturbed copies may have.
+
+    Each holds the largest unit, or the part of it that is needed at once, and what else is said
+    here, with a tiny unit beside it; two copies of small ones come on top.
+
+    Attributes:
+        whole: two copies of any unit of the blocks, so that one generation of z serves the passes
+            on both sides, and of any small block, whatever units that has.
+        once: one copy of any small block, two of any unit of other blocks.
+        double: two copies of any unit of the blocks.
+        single: one.
+    """
+
+    whole: int
+    once: int
+    double: int
+    single: int
+
+
+def _in_turn(rooms: Rooms, slots: int, fewest: int, parcels: int) -> Iterable[tuple[int, int]]:
+    """Bytes for copies and numbers of buffers, the better first.
+
+    A second copy of blocks spares the GPU some work, and more buffers spare the link some waiting
+    between sweeps, which is worth more. Stops within blocks cost most, as long as there are buffers
+    for the ``parcels`` that a block has.
+    """
+    few = min(slots, FEWEST)
+    depths = sorted({*range(few, slots + 1), min(few, fewest)}, reverse=True)
+    yield rooms.whole, slots
+    yield from ((rooms.once, depth) for depth in depths if depth >= parcels)
+    yield from product((rooms.whole, rooms.double, rooms.single), depths)
+
+
+def _most_parcels(parcels: Iterable[Parcel]) -> int:
+    """Of how many streamed ones a small block consists, at most."""
+    by_block: dict[int, list[Parcel]] = {}
+    for one in parcels:
+        if (block := one.units[0].block) is not None:
+            by_block.setdefault(block, []).append(one)
+    small = [own for own in by_block.values() if is_small(unit for p in own for unit in p.units)]
+    return max((sum(one.streamed for one in own) for own in small), default=0)
 
 
 def perturbed_sizes(
     units: Sequence[Unit], device: str, spared: AbstractSet[Unit] = frozenset()
-) -> list[int]:
-    """Bytes of the buffer for perturbed copies: sizes that it may have, the better first.
+) -> Rooms:
+    """Bytes of the buffer for perturbed copies; of units that are ``spared`` only a part is made.
 
-    It holds the largest unit, of those that are ``spared`` a part. On a GPU it should also hold two
-    copies of any small block, whatever units that has, or else of any unit of the blocks, with a
-    tiny one beside it: then one generation of z serves the passes on both sides. Two copies of
-    small ones come on top.
+    Without a GPU, which one generation of z would spare work, there is room for the largest unit.
     """
     kept = (unit for unit in units if not unit.held)
     one = max((part_of(u) if u in spared else u.stored for u in kept), default=0)
     tiny = max((unit.stored for unit in tiny_ones(units)), default=0)
     single = max(one, _largest(units) + tiny)
     if device != "cuda":
-        return [single]
+        return Rooms(single, single, single, single)
     double = max(one, 2 * (_largest(units) + tiny))
     blocks = blocks_of(units).values()
-    small = (sum(unit.stored for unit in block) for block in blocks if is_small(block))
-    whole = max(double, 2 * (max(small, default=0) + tiny))
+    small = max((sum(u.stored for u in block) for block in blocks if is_small(block)), default=0)
+    others = _largest(unit for block in blocks if not is_small(block) for unit in block)
+    whole = max(double, 2 * (small + tiny))
+    once = max(one, small + tiny, 2 * (others + tiny))
     copies = copies_of(small_ones(units))
-    return sorted({size + copies for size in (whole, double, single)}, reverse=True)
+    return Rooms(*[size + copies for size in (whole, once, double, single)])
 
 
 def _keep(parcels: Sequence[Parcel], room: int) -> list[Parcel]:

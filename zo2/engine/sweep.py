@@ -6,8 +6,7 @@ passes that take different ways (another expert, a skipped block) meet again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -38,7 +37,8 @@ class Sweep:
         due: units whose updated weights are stored.
         ahead: how many parcels may be updated before passes reach them.
         one_by_one: whether passes stop at every unit, as one that is recorded has to.
-        whole: the first units of divided blocks that passes go through at once.
+        whole: the first units of divided blocks that passes go through at once, each with the
+            bytes of one copy of its block.
         interrupts: what holds these up while stored weights are updated.
         vocabulary: serves embeddings and head, if the arithmetic can perturb rows.
     """
@@ -53,7 +53,7 @@ class Sweep:
         due: set[Unit],
         ahead: int,
         one_by_one: bool,
-        whole: AbstractSet[Unit],
+        whole: Mapping[Unit, int],
         interrupts: Interrupts,
         vocabulary: Vocabulary | None = None,
     ) -> None:
@@ -114,7 +114,8 @@ class Sweep:
             for perturbation, group in groupby(passes, key=lambda one: one.perturbation)
         ]
         nbytes = self._store.layouts[unit].nbytes
-        fit = workspace.scratch.numel() // nbytes if nbytes else 1
+        each = self._whole.get(unit, nbytes)
+        fit = workspace.scratch.numel() // each if each else 1
         at_once = max(1, min(fit, len(groups)))
         copies = workspace.copies(0, at_once, nbytes)
         try:
@@ -123,12 +124,13 @@ class Sweep:
             for first in range(0, len(groups), at_once):
                 batch = groups[first : first + at_once]
                 perturbations = [perturbation for perturbation, _ in batch]
+                last = batch[-1] is groups[-1]
                 weights = self._transform(unit, base, perturbations, copies)
-                if batch[-1] is groups[-1] and self._is_copied(unit, base, weights):
+                if last and self._is_copied(unit, base, weights):
                     transfer.release(unit)  # what comes next need not wait for these passes
                     acquired = False
                 together = not acquired and len(batch) == len(groups)
-                along = self._take_along(unit, perturbations, at_once * nbytes, together)
+                along = self._take_along(unit, perturbations, at_once * nbytes, together, last)
                 bound = [(unit, base, weights), *along]
                 self._fetch_ahead(bound[-1][0])
                 if first == 0 and transfer is self._stream:
@@ -160,7 +162,12 @@ class Sweep:
                 self._store.hide(each)
 
     def _take_along(
-        self, unit: Unit, perturbations: Sequence[Perturbation], start: int, together: bool
+        self,
+        unit: Unit,
+        perturbations: Sequence[Perturbation],
+        start: int,
+        together: bool,
+        last: bool,
     ) -> list[_Bound]:
         """What passes enter after ``unit`` without another stop, each of which takes Python time.
 
@@ -172,18 +179,18 @@ class Sweep:
             perturbations: of the passes that go on now.
             start: byte of the scratch buffer from which on there is room for copies.
             together: whether these are all passes that wait.
+            last: whether there are none that will go on after them.
         """
         found: list[_Bound] = []
         if self._one_by_one:
             return found
         count = len(perturbations)
         together = together and all(one.scale for one in perturbations)  # who use copies, then
-        whole = together and unit in self._whole
         for one in self._route.after(unit):
             layout, transfer = self._store.layouts[one], self._workspace.transfer(one)
             tiny = one in self._route.tiny and one not in self._whole
-            inside = together and one.block == unit.block
-            along = tiny or (inside and (whole or self._has_arrived(one)))
+            at_once = unit in self._whole or (together and self._has_arrived(one))
+            along = tiny or (at_once and one.block == unit.block)
             end = start + count * layout.nbytes
             if not along or end > self._workspace.scratch.numel():
                 break
@@ -192,8 +199,8 @@ class Sweep:
                 copies = self._workspace.copies(start, count, layout.nbytes)
                 found.append((one, base, self._transform(one, base, perturbations, copies)))
             finally:
-                transfer.release(one)
-            if transfer is self._stream:
+                (transfer.release if last else transfer.put_back)(one)
+            if last and transfer is self._stream:
                 self._fetch_ahead(one)
             start = end
         return found

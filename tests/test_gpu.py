@@ -14,6 +14,7 @@ import torch
 import zo2
 from tests.oracle import direction
 from tests.tiny import FAMILIES, batch, tiny
+from tests.virtual import TakingTurns
 from zo2 import assembly, hostbound
 from zo2.engine import capturing, streams, zerocopy
 from zo2.engine.capturing import CaptureError, CudaCapture
@@ -60,9 +61,9 @@ def wide(family="llama", dtype=torch.float16, layers=6, width=512):
     return tiny(family, dtype=dtype, **sizes[family])
 
 
-def train(model, steps=12, **settings):
+def train(model, steps=12, placement=None, **settings):
     model = copy.deepcopy(model)
-    zo2.prepare(model, zo2.ZOConfig(**{**CUDA, **settings}))
+    zo2.prepare(model, zo2.ZOConfig(**{**CUDA, **settings}), placement=placement)
     one = batch(model)
     losses = [model(**one).item() for _ in range(steps)]
     return losses, {name: value.cpu().clone() for name, value in model.state_dict().items()}
@@ -694,6 +695,19 @@ def test_passes_through_streamed_blocks_are_replayed_bit_for_bit(family, dtype, 
         assert others == losses, settings
         assert all(torch.equal(weights[name], found[name]) for name in weights), settings
         assert len(replayed) > 100
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("unit", ["block", "leaf"])
+@pytest.mark.parametrize("slots", [3, 5])
+def test_blocks_that_passes_take_turns_at_keep_their_bits(slots, unit, graphs, replayed):
+    model = wide("opt", width=1024)
+    losses, weights = train(model, zo2=False)
+    where = TakingTurns(slots=slots, copies=True)
+    others, found = train(model, placement=where, unit=unit, cuda_graphs=graphs)
+    assert others == losses
+    assert all(torch.equal(weights[name], found[name]) for name in weights)
+    assert bool(replayed) == graphs
 
 
 @pytest.mark.parametrize("faster", [True, False])

@@ -16,7 +16,7 @@ from zo2 import dryrun, planning
 from zo2.dryrun import dry_run
 from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
-from zo2.engine.devicememory import Usage
+from zo2.engine.devicememory import GRAPHS, Usage
 from zo2.engine.placement import Placement, perturbed_sizes
 from zo2.engine.threadstacks import SmallStacks
 from zo2.loading import longest
@@ -250,6 +250,38 @@ def test_a_context_is_as_large_as_page_tables_make_it(page_locked, context, monk
     assert usage.context() == context
     assert usage.others(own=3 << 30) == context + (1 << 30)
     assert usage.others(own=3 << 30, to_lock=4096) == context + (1 << 30) + 8
+
+
+@given(
+    before=st.integers(0, 99),
+    phases=st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 99), min_size=1)), min_size=1),
+)
+def test_what_passes_need_outside_blocks_is_told_from_what_they_need_at_all(before, phases):
+    phases = [(False, [0]), *phases, (False, [0])]
+    memory = {"current": before, "peak": 1000}
+
+    def allocate(beyond):
+        memory["current"] = before + beyond
+        memory["peak"] = max(memory["peak"], memory["current"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zo2.engine.threadstacks.stack_limit", lambda device: None)
+        patch.setattr("zo2.engine.devicememory._allocated", lambda device: dict(memory))
+        patch.setattr(
+            torch.cuda, "reset_peak_memory_stats", lambda d: memory.update(peak=memory["current"])
+        )
+        usage = Usage(torch.device("cuda", 0), bounded=True)
+        with usage.measured():
+            for within, sizes in phases:
+                usage.turn(within)
+                for size in (*sizes, 0):
+                    allocate(size)
+    usage.learn()
+    most = max(size for _, sizes in phases for size in sizes)
+    assert usage.activations == usage.peak == most
+    elsewhere = max(size for within, sizes in phases if not within for size in sizes)
+    passed = any(within for within, _ in phases)
+    assert usage.of_graphs() - GRAPHS == (elsewhere if passed and most else most)
 
 
 # -- where passes wait ------------------------------------------------------------------------

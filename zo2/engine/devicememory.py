@@ -20,7 +20,7 @@ LARGEST_CONTEXT = 5 << 28
 LATER = 10_000_000
 # Bytes that graphs take beside activations: the gaps between these, and what the driver keeps of
 # each graph.
-GRAPHS = 1 << 26
+GRAPHS = 1 << 25
 PAGE, PAGE_ENTRY = 4096, 8  # bytes of a page-locked page, and of its entry in the device's memory
 
 
@@ -42,6 +42,7 @@ class Usage:
         is_guessed: whether nothing was seen yet.
         page_locked: bytes of host memory that the engine has page-locked.
         peak: bytes allocated at most in the last `measured` context, beyond what was before it.
+        outside: which share of the activations passes need outside blocks; until it was seen, all.
     """
 
     FIRST_GUESS = 1 << 29
@@ -54,7 +55,10 @@ class Usage:
         self.is_guessed = True
         self.page_locked = 0
         self.activations = self.FIRST_GUESS if device.type == "cuda" else 0
-        self.peak = 0
+        self.peak, self.outside = 0, 1.0
+        self._seen: dict[bool, int] = {}  # what was allocated at most within blocks, and outside
+        self._within, self._tells = False, bounded and device.type == "cuda"
+        self._is_told = not self._tells  # what `outside` is
 
     def context(self) -> int:
         """Bytes that the CUDA context and the libraries' own workspaces take."""
@@ -78,19 +82,36 @@ class Usage:
         return self.context() + tensors + page_tables(to_lock)
 
     def of_graphs(self) -> int:
-        """Bytes that graphs of passes need: activations of their own, as many as passes have."""
-        return self.activations + (GRAPHS if self._device.type == "cuda" else 0)
+        """Bytes that graphs of passes through blocks need: they keep the memory of activations,
+        and what passes need outside blocks comes on top of it.
+        """
+        return round(self.outside * self.activations) + GRAPHS * (self._device.type == "cuda")
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Set `peak` to what the context allocates."""
+        """Set `peak` to what the context allocates, and `outside` if that is not known."""
         if self._device.type != "cuda":
             yield
             return
         torch.cuda.reset_peak_memory_stats(self._device)
         before = _allocated(self._device)["current"]
+        self._seen, self._within = {}, False
         yield
-        self.peak = _allocated(self._device)["peak"] - before
+        self._note_peak()
+        self.peak = max(self._seen.values()) - before
+        if len(self._seen) > 1:
+            self.outside, self._is_told = (self._seen[False] - before) / max(self.peak, 1), True
+
+    def turn(self, within: bool) -> None:
+        """In a `measured` context: passes go through blocks from now on, or no longer do."""
+        if not self._is_told and within != self._within:
+            self._note_peak()
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._within = within
+
+    def _note_peak(self) -> None:
+        peak = max(_allocated(self._device)["peak"], self._seen.get(self._within, 0))
+        self._seen[self._within] = peak
 
     def limit(self, budget: int | None) -> None:
         """Let torch's allocator give cached memory back, or fail, rather than pass ``budget``.
@@ -145,7 +166,7 @@ class Usage:
         """Reckon with at least so much; returns whether that is news."""
         if activations <= self.activations:
             return False
-        self.activations = activations
+        self.activations, self._is_told = activations, not self._tells
         return True
 
     def reckon_with(self, more: int) -> None:

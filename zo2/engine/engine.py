@@ -579,7 +579,7 @@ class Engine:
         self.hooks.sweeping = Sweeping(lockstep, at_once, self.before_pause, recorder)
         try:
             with replaying, serving:
-                sweep.run(lockstep, self.formation)
+                sweep.run(lockstep, self.formation, self._usage.turn)
         finally:
             self.hooks.sweeping = None
         return [one.result for one in passes]

@@ -6,7 +6,7 @@ passes that take different ways (another expert, a skipped block) meet again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -67,12 +67,13 @@ class Sweep:
         self._made: dict[Perturbation, dict[Unit, torch.Tensor]] | None = None
         self._held: dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]] = {}
 
-    def run(self, lockstep: Lockstep, formation: Formation) -> None:
+    def run(self, lockstep: Lockstep, formation: Formation, turn: Callable[[bool], None]) -> None:
         """Take all passes through the model.
 
         Args:
             lockstep: the passes; entered here.
             formation: how they go through a unit.
+            turn: told before each unit whether it is of a block.
         """
         self._lockstep, self._formation = lockstep, formation
         for unit in self._route.order:
@@ -86,6 +87,7 @@ class Sweep:
             while waiting := [(one.at, one) for one in lockstep.passes if one.at is not None]:
                 unit = min((at for at, _ in waiting), key=self._route.position)
                 here = [one for at, one in waiting if at is unit]
+                turn(unit.block is not None)
                 if self._is_served(unit, here):
                     self._serve(unit, here)
                 else:

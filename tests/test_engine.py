@@ -1114,7 +1114,7 @@ def test_on_a_gpu_buffers_come_before_second_copies_and_no_stops_before_both(
     if plan.need.perturbed == sizes.whole:
         return
     assert not fits(sizes.whole, slots)
-    enough = max(min(slots, fewest), parcels)  # buffers, to keep a block while passes take turns
+    enough = max(min(slots, fewest), parcels + 1)  # buffers, to keep a block and fetch ahead
     if plan.need.perturbed != sizes.once:
         assert enough > slots or not fits(sizes.once, enough)
 

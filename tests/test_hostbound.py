@@ -29,6 +29,7 @@ class Graphs:
 
     def __init__(self, possible=True):
         self.possible, self.happened, self.steps = possible, [], 0
+        self.is_gone = False
 
     def begin(self):
         self.happened.append("begun")
@@ -70,6 +71,24 @@ def test_a_remedy_that_is_impossible_is_not_tried_again(caplog):
     waiting_for_the_host(HostBound(graphs), 5 * STEPS)
     assert graphs.happened == ["begun"]
     assert advised(caplog) == 1
+
+
+@pytest.mark.parametrize(("steps", "again"), [(5, False), (12, True)])
+def test_a_remedy_that_comes_to_an_end_by_itself_is_waited_for_no_longer(steps, again, caplog):
+    caplog.set_level(logging.INFO, "zo2")
+    graphs = Graphs()
+    host = HostBound(graphs)
+    waiting_for_the_host(host, STEPS)
+    waiting_for_the_host(host, steps, 0.045, graphs)
+    assert host.is_undecided
+    graphs.is_gone = True
+    waiting_for_the_host(host, 1, 0.045, graphs)
+    assert graphs.happened == ["begun", "ended"]
+    assert not host.is_undecided
+    assert "with passes through streamed blocks" not in caplog.text
+    graphs.is_gone = False
+    waiting_for_the_host(host, RARER * STEPS, 0.07, graphs)
+    assert (graphs.happened[2:] == ["begun"]) == again
 
 
 @pytest.mark.parametrize(("seconds", "kept"), [(0.045, True), (0.08, False)])

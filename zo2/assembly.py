@@ -255,3 +255,8 @@ class ReplayedBlocks:
     def applied(self) -> int:
         """The number of graphs."""
         return self._engine.graph_count
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the budget has turned out to have no room for them."""
+        return not self._engine.replays_blocks

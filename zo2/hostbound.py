@@ -38,6 +38,11 @@ class Remedy(Protocol):
         """How far it is applied; as long as this grows, steps take longer than they will."""
         ...
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has come to an end by itself since it began."""
+        ...
+
 
 class HostBound:
     """Looks after such steps: tries a remedy, and keeps it if steps are faster with it.
@@ -102,10 +107,11 @@ class HostBound:
             self._times.clear()
         elif self._applied:
             self._times.append(seconds)
-        if len(self._times) < STEPS and self._tried < LONGEST:
+        gone = self._remedy.is_gone
+        if len(self._times) < STEPS and self._tried < LONGEST and not gone:
             return
         after = median(self._times) if self._times else self._before
-        if after < self._before:
+        if after < self._before and not gone:
             self._done = True
             logger.info(
                 "Steps took as long as this host needs to queue them (%.0f ms). They take %.0f ms "

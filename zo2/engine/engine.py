@@ -387,7 +387,7 @@ class Engine:
         budget has room for it; returns whether it has.
         """
         self._replay(graphs)
-        return self._new_graphs is graphs
+        return self.replays_blocks
 
     def replay_nothing(self) -> None:
         """Run passes through blocks as they are from now on."""
@@ -716,6 +716,11 @@ class Engine:
     def has_replayable_blocks(self) -> bool:
         """Whether passes go through any block at once, so that this can be replayed."""
         return self._replayable(self.units)
+
+    @property
+    def replays_blocks(self) -> bool:
+        """Whether passes through blocks are to be replayed."""
+        return self._new_graphs is not None
 
     @property
     def is_bounded(self) -> bool:

@@ -349,13 +349,13 @@ def _in_turn(rooms: Rooms, slots: int, fewest: int, parcels: int) -> Iterable[tu
     """Bytes for copies and numbers of buffers, the better first.
 
     A second copy of blocks spares the GPU some work, and more buffers spare the link some waiting
-    between sweeps, which is worth more. Stops within blocks cost most, as long as there are buffers
-    for the ``parcels`` that a block has.
+    between sweeps, which is worth more. Stops within blocks cost most, as long as there are more
+    buffers than the ``parcels`` that a block has and that are kept until all passes are through.
     """
     few = min(slots, FEWEST)
     depths = sorted({*range(few, slots + 1), min(few, fewest)}, reverse=True)
     yield rooms.whole, slots
-    yield from ((rooms.once, depth) for depth in depths if depth >= parcels)
+    yield from ((rooms.once, depth) for depth in depths if depth > parcels)
     yield from product((rooms.whole, rooms.double, rooms.single), depths)
 
 

@@ -313,7 +313,9 @@ def test_within_a_budget_graphs_take_the_place_of_weights_until_they_go():
     capture = recorded_in(tapes)
     for step, one in enumerate(inputs):
         if step == 2:
-            engine._usage.activations = block  # as a GPU would have measured
+            engine._usage.activations = engine._usage.outside = (
+                block  # as a GPU would have measured
+            )
             engine.rebudget(engine.need.total)
         if step == 4:
             engine.replay_blocks(lambda: BlockGraphs(engine.device, capture))
@@ -326,7 +328,7 @@ def test_within_a_budget_graphs_take_the_place_of_weights_until_they_go():
     assert_same(dict(reference.state_dict()), dict(model.state_dict()))
     assert len(tapes) == captured > 0
     assert streamed == [0] * 2 + [2] * 2 + [3] * 6 + [2] * 6
-    engine._usage.activations = 3 * block
+    engine._usage.activations = engine._usage.outside = 3 * block
     assert not engine.replay_blocks(lambda: BlockGraphs(engine.device, capture))
     assert model(**inputs[0]).item() == reference(**inputs[0]).item()
     assert len(tapes) == captured
@@ -347,12 +349,12 @@ def test_graphs_go_when_passes_need_their_room(tapes, caplog):
         assert model(**one).item() == reference(**one).item()
 
     step()
-    engine._usage.activations = block  # as a GPU would have measured
+    engine._usage.activations = engine._usage.outside = block  # as a GPU would have measured
     engine.rebudget(engine.need.total)
     for _ in range(3):
         step()
     assert engine.graph_count
-    engine._usage.activations = 3 * block
+    engine._usage.activations = engine._usage.outside = 3 * block
     with pytest.raises(zo2.DeviceMemoryError):
         engine.rebudget(1)
     step()

@@ -158,7 +158,7 @@ def test_graphs_begin_where_there_is_room_beside_them_for_what_they_replay(more,
         assert engine.need.perturbed >= 2 * block
 
     step(0)
-    engine._usage.activations = 4 * part  # as a GPU would have measured
+    engine._usage.activations = engine._usage.outside = 4 * part  # as a GPU would have measured
     engine.rebudget(SLACK + (20 + more) * part)
     step(1)
     graphs = partial(BlockGraphs, engine.device, recorded_in(tapes))
@@ -175,7 +175,7 @@ def test_graphs_are_not_given_up_for_a_guess(caplog):
     engine = model._zo.engine
     part = largest_part(engine)
     engine.replay_blocks(partial(BlockGraphs, engine.device, recorded_in([])))
-    engine._usage.activations = 4 * part
+    engine._usage.activations = engine._usage.outside = 4 * part
     for guessed in (True, False):
         engine._placement = replace(engine._placement, budget=SLACK + 20 * part)
         engine._usage.is_guessed = guessed

@@ -42,7 +42,8 @@ class Usage:
         is_guessed: whether nothing was seen yet.
         page_locked: bytes of host memory that the engine has page-locked.
         peak: bytes allocated at most in the last `measured` context, beyond what was before it.
-        outside: which share of the activations passes need outside blocks; until it was seen, all.
+        outside: of the activations, what passes need outside blocks; until it was seen, all.
+        waiting: what they hold when they wait for the first of several blocks.
     """
 
     FIRST_GUESS = 1 << 29
@@ -55,10 +56,10 @@ class Usage:
         self.is_guessed = True
         self.page_locked = 0
         self.activations = self.FIRST_GUESS if device.type == "cuda" else 0
-        self.peak, self.outside = 0, 1.0
+        self.peak, self.outside, self.waiting = 0, self.activations, 0
         self._seen: dict[bool, int] = {}  # what was allocated at most within blocks, and outside
         self._within, self._tells = False, bounded and device.type == "cuda"
-        self._is_told = not self._tells  # what `outside` is
+        self._is_told = not self._tells  # what `outside` and `waiting` are
 
     def context(self) -> int:
         """Bytes that the CUDA context and the libraries' own workspaces take."""
@@ -82,14 +83,17 @@ class Usage:
         return self.context() + tensors + page_tables(to_lock)
 
     def of_graphs(self) -> int:
-        """Bytes that graphs of passes through blocks need: they keep the memory of activations,
-        and what passes need outside blocks comes on top of it.
+        """Bytes that graphs of passes through blocks need beside activations.
+
+        They keep the memory of what one pass needs within, which is not free outside any more. Two
+        passes wait, or more, of which that need counts what one holds.
         """
-        return round(self.outside * self.activations) + GRAPHS * (self._device.type == "cuda")
+        kept = GRAPHS if self._device.type == "cuda" else 0
+        return kept + self.outside - self.waiting // 2
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Set `peak` to what the context allocates, and `outside` if that is not known."""
+        """Set `peak` to what the context allocates, and what else is not known of it."""
         if self._device.type != "cuda":
             yield
             return
@@ -99,15 +103,18 @@ class Usage:
         yield
         self._note_peak()
         self.peak = max(self._seen.values()) - before
-        if len(self._seen) > 1:
-            self.outside, self._is_told = (self._seen[False] - before) / max(self.peak, 1), True
+        if True in self._seen:
+            self.outside, self.waiting = self._seen[False] - before, self._waits - before
 
     def turn(self, within: bool) -> None:
         """In a `measured` context: passes go through blocks from now on, or no longer do."""
-        if not self._is_told and within != self._within:
-            self._note_peak()
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._within = within
+        if self._is_told or within == self._within:
+            return
+        self._note_peak()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._within = within
+        if within:
+            self._waits = _allocated(self._device)["current"]
 
     def _note_peak(self) -> None:
         peak = max(_allocated(self._device)["peak"], self._seen.get(self._within, 0))
@@ -166,6 +173,8 @@ class Usage:
         """Reckon with at least so much; returns whether that is news."""
         if activations <= self.activations:
             return False
+        # outside blocks it is larger, too; the next sweep tells by how much
+        self.outside = self.outside * activations // max(self.activations, 1)
         self.activations, self._is_told = activations, not self._tells
         return True
 
@@ -177,7 +186,9 @@ class Usage:
     def learn(self) -> bool:
         """Reckon with the last measured peak from now on; returns whether that is news."""
         if not self.is_guessed:
-            return self.expect(self.peak)
+            news = self.expect(self.peak)
+            self._is_told = self._is_told or (not news and True in self._seen)
+            return news
         self.is_guessed, self.activations = False, self.peak
         return True
 

@@ -201,18 +201,17 @@ class Engine:
         """
         usage = self._usage
         others = usage.others(self._bytes_on_device(units), to_lock) + more
+        replays = self.is_bounded and self._new_graphs and self._replayable(units)
+        if replays and not usage.is_guessed:
+            others += usage.of_graphs()
         # rather than two buffers for large units, more of them for smaller ones
         fewest = 2 if len(self._unit_sizes) == 1 else FEWEST
         place = functools.partial(
             self._placement.plan, units, self.device.type, others, fewest=fewest,
             spared=self._spared(units),
         )  # fmt: skip
-        activations = usage.activations
-        replays = self.is_bounded and self._new_graphs and self._replayable(units)
-        if replays:
-            activations += usage.of_graphs()
         try:
-            plan = place(activations)
+            plan = place(usage.activations)
         except DeviceMemoryError:
             if not usage.is_guessed:
                 raise
@@ -221,7 +220,7 @@ class Engine:
                 return plan
             raise DeviceMemoryError("There is no room beside CUDA graphs for copies of a block.")
         # a guess is no reason to give up, but as much as possible should be left for them
-        plan, fits, too_many = place(0), 0, activations
+        plan, fits, too_many = place(0), 0, usage.activations
         while too_many - fits > 1 << 20:
             middle = (fits + too_many) // 2
             try:
@@ -569,7 +568,8 @@ class Engine:
         lockstep = Lockstep(passes, self.model, self._watched, keep)
         replaying: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         serving: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self._vocabulary and recorder is None and any(one.scale for one in perturbations):
+        trains = recorder is None and any(one.scale for one in perturbations)
+        if self._vocabulary and trains:
             serving = self._vocabulary.standing_in()
         if self._graphs and not keep and recorder is None:
             once = {module: self._divided[module] for module in at_once.first}
@@ -579,7 +579,7 @@ class Engine:
         self.hooks.sweeping = Sweeping(lockstep, at_once, self.before_pause, recorder)
         try:
             with replaying, serving:
-                sweep.run(lockstep, self.formation, self._usage.turn)
+                sweep.run(lockstep, self.formation, self._usage.turn if trains else _ignore)
         finally:
             self.hooks.sweeping = None
         return [one.result for one in passes]
@@ -748,6 +748,10 @@ class Engine:
     def pop(self) -> None:
         """Drop the last pending update."""
         self.pending.open.pop()
+
+
+def _ignore(within: bool) -> None:
+    """Nothing is to be learnt of passes that do not train."""
 
 
 def _perturbs(jobs: Sequence[tuple[Perturbation, Body]]) -> bool:

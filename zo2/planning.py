@@ -24,7 +24,7 @@ from zo2.engine import threadstacks
 from zo2.engine.deferral import MOST
 from zo2.engine.devicememory import page_tables
 from zo2.engine.partition import Unit
-from zo2.engine.placement import FEWEST, Placement, Plan, blocks_of, spared, tiny_ones
+from zo2.engine.placement import Placement, Plan, blocks_of, spared, tiny_ones
 from zo2.errors import ConfigError, DeviceMemoryError, ModelError
 from zo2.logits import Head
 from zo2.shapes import SHAPES
@@ -45,6 +45,7 @@ class Machine:
         again: weights per second to which one more update is applied, before that.
         visit: seconds of host time for each unit that passes stop at.
         along: and for each further one that they go through without another stop.
+        turn: and to perturb any of these again, where there is room for one copy.
         call: seconds of host time for each torch operation of a pass: 38 for a block of OPT, 74 of
             Llama.
         boundary: seconds of host time between a sweep's last block and the next one's first.
@@ -62,6 +63,7 @@ class Machine:
     again: float
     visit: float
     along: float
+    turn: float
     call: float
     boundary: float
     context: int
@@ -78,6 +80,7 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     again=5e11,
     visit=0.65e-3,
     along=0.3e-3,
+    turn=0.1e-3,
     call=6e-6,
     boundary=6e-3,
     context=764_000_000,
@@ -218,9 +221,7 @@ def works(
     ]
 
 
-def predict(
-    step: Work, placement: Placement, machine: Machine = H200, fewest: int = 2
-) -> Prediction:
+def predict(step: Work, placement: Placement, machine: Machine = H200) -> Prediction:
     """What steps will need with a placement, on a machine.
 
     Weights go home as often as makes steps shortest, which is what `zo2.engine.deferral` is after.
@@ -229,25 +230,24 @@ def predict(
         step: what a step is.
         placement: where weights rest.
         machine: what steps run on.
-        fewest: buffers, if a budget has no room for more.
 
     Raises:
         DeviceMemoryError: the budget is too small; the message says what is needed.
     """
     least = machine.context - (0 if placement.budget is None else machine.stacks)
-    plan = _plan(step, placement, least, fewest)
+    plan = _plan(step, placement, least)
     # page tables take room, for which more may have to be streamed
     while (context := least + page_tables(plan.streamed_nbytes)) > plan.need.context:
-        plan = _plan(step, placement, context, fewest)
+        plan = _plan(step, placement, context)
     chosen = placement.write_back_every
     every = range(1, MOST + 1) if chosen is None else (chosen,)
     predictions = [_predict(plan, step, machine, one) for one in every]
     return min(predictions, key=lambda one: (one.seconds, one.every * _spares(one)))
 
 
-def _plan(step: Work, placement: Placement, context: int, fewest: int) -> Plan:
+def _plan(step: Work, placement: Placement, context: int) -> Plan:
     """Where weights rest, by where passes wait."""
-    place = partial(placement.plan, step.units, "cuda", context, fewest=fewest, spared=step.spared)
+    place = partial(placement.plan, step.units, "cuda", context, spared=step.spared)
     plan = place(step.activations)
     if _waits_within(step, plan):
         return place(step.within)
@@ -315,7 +315,11 @@ def _visits(plan: Plan, step: Work, machine: Machine) -> float:
     whole = [block for number, block in blocks_of(step.units).items() if number not in within]
     along = sum(len(set(block) - tiny) - 1 for block in whole)
     stops = len(step.units) - len(tiny) - along
-    return stops * machine.visit + along * machine.along
+    again = sum(
+        len(set(block) - tiny) * max(step.passes - plan.room // sum(u.stored for u in block), 0)
+        for block in whole
+    )
+    return stops * machine.visit + along * machine.along + again * machine.turn
 
 
 def _compute(flops: float, parameters: int, step: Work, machine: Machine) -> float:
@@ -350,7 +354,7 @@ def predict_first(
     """
     for step in steps[:-1]:
         with suppress(DeviceMemoryError):
-            return predict(step, placement, machine, fewest=FEWEST)
+            return predict(step, placement, machine)
     return predict(steps[-1], placement, machine)
 
 

@@ -33,7 +33,7 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.modulestate import WatchedModules
 from zo2.engine.partition import Corrections, Unit, partition
 from zo2.engine.pending import Pending
-from zo2.engine.placement import FEWEST, NOTHING, Placement, Plan, spared
+from zo2.engine.placement import NOTHING, Placement, Plan, spared
 from zo2.engine.record import Recorder, tells_form, tells_place
 from zo2.engine.route import Route
 from zo2.engine.store import Store
@@ -204,12 +204,9 @@ class Engine:
         replays = self.is_bounded and self._new_graphs and self._replayable(units)
         if replays and not usage.is_guessed:
             others += usage.of_graphs()
-        # rather than two buffers for large units, more of them for smaller ones
-        fewest = 2 if len(self._unit_sizes) == 1 else FEWEST
         place = functools.partial(
-            self._placement.plan, units, self.device.type, others, fewest=fewest,
-            spared=self._spared(units),
-        )  # fmt: skip
+            self._placement.plan, units, self.device.type, others, spared=self._spared(units)
+        )
         try:
             plan = place(usage.activations)
         except DeviceMemoryError:

@@ -36,7 +36,9 @@ IN_FLIGHT = 800_000_000
 # Within a budget a resident parcel spares the link as much as one more buffer could, so these
 # should just cover what a fast host takes.
 IN_FLIGHT_WITHIN_BUDGET = 450_000_000
-FEWEST, MOST = 3, 8  # buffers
+# Buffers: by default at least as many, and within a budget at least two, with which a parcel's way
+# home holds up the way there of the one after next.
+FEWEST, MOST = 3, 8
 TINY = 1 / 128  # of the largest unit of the blocks
 MOST_SMALL = 1 << 24  # bytes of tiny units that are perturbed together
 
@@ -182,7 +184,6 @@ class Placement:
         device: str,
         context: int = 0,
         activations: int = 0,
-        fewest: int = 2,
         spared: AbstractSet[Unit] = frozenset(),
     ) -> Plan:
         """Decide for a model.
@@ -192,7 +193,6 @@ class Placement:
             device: ``"cuda"`` or ``"cpu"``.
             context: bytes that the device's libraries take.
             activations: bytes that passes need beside weights.
-            fewest: buffers.
             spared: units that need no perturbed copy where they rest on the device.
 
         Raises:
@@ -226,7 +226,7 @@ class Placement:
             choices.append(_bundle(units, self._movable(units, outside=True), small))
         needs = []
         for choice in choices:
-            for room, depth in _in_turn(rooms(choice), slots, fewest, _most_parcels(choice)):
+            for room, depth in _in_turn(rooms(choice), slots, _most_parcels(choice)):
                 least = plan(choice, depth, room).need
                 if least.total <= self.budget:
                     return plan(_keep(choice, self.budget - least.total), depth, room)
@@ -345,15 +345,14 @@ class Rooms(NamedTuple):
     single: int
 
 
-def _in_turn(rooms: Rooms, slots: int, fewest: int, parcels: int) -> Iterable[tuple[int, int]]:
+def _in_turn(rooms: Rooms, slots: int, parcels: int) -> Iterable[tuple[int, int]]:
     """Bytes for copies and numbers of buffers, the better first.
 
     A second copy of blocks spares the GPU some work, and more buffers spare the link some waiting
     between sweeps, which is worth more. Stops within blocks cost most, as long as there are more
     buffers than the ``parcels`` that a block has and that are kept until all passes are through.
     """
-    few = min(slots, FEWEST)
-    depths = sorted({*range(few, slots + 1), min(few, fewest)}, reverse=True)
+    depths = range(slots, min(slots, 2) - 1, -1)
     yield rooms.whole, slots
     yield from ((rooms.once, depth) for depth in depths if depth > parcels)
     yield from product((rooms.whole, rooms.double, rooms.single), depths)

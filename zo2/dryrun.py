@@ -1,4 +1,4 @@
-"""One forward without data: how large activations get, and how many operations it takes.
+"""One forward without data: how large activations get, and how much there is to compute.
 
 The model is on torch's meta device, where operations know shapes and do nothing.
 """
@@ -18,7 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from zo2.engine.partition import Unit, partition
 from zo2.engine.placement import tiny_ones
@@ -34,6 +34,7 @@ class DryRun:
 
     Attributes:
         flops: floating-point operations of its products and its attention.
+        moved: bytes that all other operations read and write.
         calls: of torch operations, each of which takes the host's time.
         units: by their size, the partition.
         held: by the size of units, bytes that a pass holds at each place where it waits, the
@@ -42,6 +43,7 @@ class DryRun:
     """
 
     flops: float
+    moved: int
     calls: int
     units: Mapping[str, list[Unit]]
     held: Mapping[str, Sequence[int]]
@@ -107,7 +109,7 @@ def dry_run(model: nn.Module, batch: int, tokens: int) -> DryRun:
         arrive(size, 0)  # a pass that is through holds its loss
     flops = counter.get_total_flops() + gpu.flops
     most = {size: ways[:-1] for size, ways in most.items()}
-    return DryRun(flops, living.calls, units, held, most)
+    return DryRun(flops, living.moved + gpu.moved, living.calls, units, held, most)
 
 
 def _waiting_at(units: Sequence[Unit]) -> Iterator[nn.Module]:
@@ -117,11 +119,11 @@ def _waiting_at(units: Sequence[Unit]) -> Iterator[nn.Module]:
 
 
 class _Living(TorchDispatchMode):
-    """Counts operations, and the bytes of tensors that are alive, now and at most."""
+    """Counts operations, bytes that they move, and those of tensors that live, now and at most."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = 0
+        self.calls = self.moved = 0
         self.bytes: int = 0
         self.most: int = 0
         self._users: dict[int, int] = {}  # tensors that use a storage
@@ -130,11 +132,14 @@ class _Living(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return 1  # "does the mask keep everything?", as for a batch without padding
         self.calls += 1
-        known = {self._key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        known = {self._key(tensor) for tensor in given}
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor, self._key(tensor) in known)
+        returned = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        made = [tensor for tensor in returned if self._key(tensor) not in known]
+        self.moved += _moved(func, given, returned if func._schema.is_mutable else made)
+        for tensor in returned:
+            self._add(tensor, self._key(tensor) in known)
         return result
 
     @staticmethod
@@ -159,6 +164,36 @@ class _Living(TorchDispatchMode):
             self.bytes -= nbytes
 
 
+def _moved(func: Any, given: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> int:
+    """Bytes that an operation reads and writes, if it is not counted by what it computes."""
+    packet, out = func._overloadpacket, sum(map(_nbytes, written))
+    if packet in flop_registry or packet in _EMPTY:
+        return 0
+    if packet in _LOOKING_UP:
+        return 2 * out
+    return out + sum(map(_nbytes, given)) if out else 0  # or it is a view
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements, of what is expanded only those that are there."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+_EMPTY = {
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.empty_strided,
+    torch.ops.aten.new_empty,
+    torch.ops.aten.new_empty_strided,
+}
+_LOOKING_UP = {
+    torch.ops.aten.embedding,
+    torch.ops.aten.gather,
+    torch.ops.aten.index,
+    torch.ops.aten.index_select,
+}
+
+
 @contextmanager
 def _no_autocast() -> Iterator[None]:
     """Older releases of torch know no autocast for the meta device, not even a disabled one."""
@@ -178,11 +213,12 @@ class _AsOnGPU(TorchFunctionMode):
 
     Attributes:
         flops: of attention, where it is causal of the half that is computed, and of experts.
+        moved: bytes that softmax reads and writes.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = 0.0
+        self.flops, self.moved = 0.0, 0
         self._classes = 1  # of the last one-hot vectors: which expert a token goes to
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -194,7 +230,10 @@ class _AsOnGPU(TorchFunctionMode):
             self.flops += products / 2 if kwargs.get("is_causal") else products
             return query.new_empty((*query.shape[:-1], value.shape[-1]))
         if func is F.softmax and kwargs.get("dtype") is torch.float32:
-            return torch.empty_like(args[0] if args else kwargs["input"], dtype=torch.float32)
+            scores = args[0] if args else kwargs["input"]
+            result = torch.empty_like(scores, dtype=torch.float32)
+            self.moved += _nbytes(scores) + _nbytes(result)
+            return result
         if func in _GROUPED and args[0].ndim == 2 and args[1].ndim == 3:
             rows, weight = args[:2]
             self.flops += 2 * rows.numel() * weight.shape[-1]

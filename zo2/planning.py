@@ -40,7 +40,8 @@ class Machine:
         both: bytes per second each way while copies run in both directions.
         two_buffers: how much longer that takes through two buffers only: one's way home and the
             other's way there cannot always overlap.
-        compute: floating-point operations per second of a forward in half precision.
+        compute: floating-point operations per second of products and attention in half precision.
+        memory: bytes per second that other operations read and write.
         noise: weights per second that are updated and perturbed on both sides.
         again: weights per second to which one more update is applied, before that.
         visit: seconds of host time for each unit that passes stop at.
@@ -59,6 +60,7 @@ class Machine:
     both: float
     two_buffers: float
     compute: float
+    memory: float
     noise: float
     again: float
     visit: float
@@ -75,7 +77,8 @@ H200 = Machine(  # benchmarks/README.md says how these were measured
     up=55.5e9,
     both=50.8e9,
     two_buffers=1.045,
-    compute=5.7e14,
+    compute=5.9e14,
+    memory=3.9e12,
     noise=3.1e11,
     again=5e11,
     visit=0.65e-3,
@@ -153,6 +156,7 @@ class Work:
         activations: bytes that passes need beside weights, if they wait at blocks only.
         within: the same, if they wait at every unit.
         flops: of all passes of one perturbation.
+        moved: bytes that their other operations read and write.
         calls: of torch operations by these.
         tokens: of a step, over all micro-batches of one perturbation.
         passes: perturbations of a step: 2 for MeZO, n + 1 for FZOO.
@@ -164,6 +168,7 @@ class Work:
     activations: int
     within: int
     flops: float
+    moved: int
     calls: int
     tokens: int
     passes: int
@@ -212,6 +217,7 @@ def works(
             activations=seen.activations("block", waiting),
             within=seen.activations(size, waiting),
             flops=seen.flops * micro_batches,
+            moved=seen.moved * micro_batches,
             calls=seen.calls * micro_batches,
             tokens=batch * tokens * micro_batches,
             passes=passes,
@@ -292,6 +298,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
         link *= machine.two_buffers
     again = sum(_parameters(unit) for parcel in trained for unit in parcel.units)
     compute = _compute(step.flops, sum(map(_parameters, units)), step, machine)
+    compute += step.moved / machine.memory * step.passes
     compute += again * (every - 1) / 2 / machine.again  # on average, between two ways home
     idle = _idle(plan, step, machine, every) if up else 0.0
     host = step.calls * machine.call * step.passes + _visits(plan, step, machine)

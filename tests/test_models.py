@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 import zo2
 from tests.oracle import direction, naive_mezo, perturbed_loss
 from tests.tiny import batch, tiny
+from tests.virtual import TakingTurns
 from zo2.directions.seeds import child_seed
 from zo2.engine.placement import Placement
 
@@ -71,14 +72,14 @@ def prepared(model, placement=None, **settings):
 
 @pytest.mark.parametrize("unit", ["block", "leaf"])
 def test_steps_are_those_of_the_oracle(case, unit):
-    """Losses and weights of three steps, where they rest and through slots."""
+    """Losses and weights of three steps, where they rest, through slots, and pass after pass."""
     family, head, overrides = case
     model = tiny(family, head, **overrides)
     batches = [batch(model, n=3, seed=seed) for seed in range(3)]
     settings = {"lr": 1e-2, "weight_decay": 0.1}
     losses, weights = naive_mezo(model, batches, eps=EPS, seed=SEED, **settings)
     assert all(plus != minus for plus, minus in losses)
-    for placement in (None, SLOTS):
+    for placement in (None, SLOTS, TakingTurns(slots=8, copies=True)):
         trained, seen = prepared(model, placement, unit=unit, **settings)
         for one in batches:
             trained(**one)

@@ -57,7 +57,10 @@ class Usage:
         self.page_locked = 0
         self.activations = self.FIRST_GUESS if device.type == "cuda" else 0
         self.peak, self.outside, self.waiting = 0, self.activations, 0
-        self._seen: dict[bool, int] = {}  # what was allocated at most within blocks, and outside
+        # in a `measured` context: whether passes are within blocks, and what was allocated at most
+        # there and outside; and when they came there
+        self._seen: dict[bool, int] = {}
+        self._waits = 0
         self._within, self._tells = False, bounded and device.type == "cuda"
         self._is_told = not self._tells  # what `outside` and `waiting` are
 

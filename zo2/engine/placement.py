@@ -121,10 +121,12 @@ class Plan:
             block: its units.
             copies: how many perturbations there are.
         """
-        size = sum(unit.stored for unit in block)
-        moved = sum(one.streamed and not set(block).isdisjoint(one.units) for one in self.parcels)
+        if not is_small(block):
+            return False
+        number, size = next(iter(block)).block, sum(unit.stored for unit in block)
+        moved = sum(one.streamed and one.units[0].block == number for one in self.parcels)
         kept = not self.slots or moved <= self.slots
-        return is_small(block) and size * (1 if kept else copies) <= self.room
+        return size * (1 if kept else copies) <= self.room
 
     @property
     def streamed(self) -> set[Unit]:

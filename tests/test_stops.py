@@ -243,6 +243,35 @@ def test_passes_take_turns_at_a_small_block_that_there_is_room_for_one_copy_of(
     assert len(copies) == 3 * (1 if stops_within else 2)  # in each of three steps
 
 
+@pytest.mark.parametrize("where", ["first pass", "second pass"])
+def test_an_error_while_passes_take_turns_leaves_all_buffers_to_later_steps(where):
+    class Fault(Exception):
+        pass
+
+    model, results = opt(), []
+    for placement in (None, TakingTurns(slots=4, copies=True)):
+        one = copy.deepcopy(model)
+        zo2.prepare(one, zo2.ZOConfig(**CPU, unit="leaf"), placement=placement)
+        calls = iter([False] * 6 + [where == "first pass", True])  # of the fourth step
+
+        def fail(module, args, calls=calls):
+            if next(calls):
+                raise Fault
+
+        losses = [one(**batch(one)).item() for _ in range(2)]
+        handle = one.model.decoder.layers[1].fc2.register_forward_pre_hook(fail)
+        losses += [one(**batch(one)).item() for _ in range(3)]
+        with pytest.raises(Fault):
+            one(**batch(one))
+        handle.remove()
+        if placement:
+            assert not any(slot.acquired for slot in one._zo.engine._workspace.stream._slots)
+        results.append((losses + [one(**batch(one)).item() for _ in range(3)], one.state_dict()))
+    (expected, weights), (losses, found) = results
+    assert losses == expected
+    assert_same(weights, found)
+
+
 def test_blocks_that_passes_go_through_at_once_have_no_hooks_within(stops):
     model = opt()
     layer = model.model.decoder.layers[1]

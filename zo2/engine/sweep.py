@@ -120,6 +120,7 @@ class Sweep:
         fit = workspace.scratch.numel() // each if each else 1
         at_once = max(1, min(fit, len(groups)))
         copies = workspace.copies(0, at_once, nbytes)
+        kept: dict[Unit, torch.Tensor] = {}
         try:
             if not fit and self._needs_copy(unit, passes):
                 copies = [self._unforeseen(base)]
@@ -132,7 +133,8 @@ class Sweep:
                     transfer.release(unit)  # what comes next need not wait for these passes
                     acquired = False
                 together = not acquired and len(batch) == len(groups)
-                along = self._take_along(unit, perturbations, at_once * nbytes, together, last)
+                start = at_once * nbytes
+                along = self._take_along(unit, perturbations, start, together, last, kept)
                 bound = [(unit, base, weights), *along]
                 self._fetch_ahead(bound[-1][0])
                 if first == 0 and transfer is self._stream:
@@ -141,6 +143,8 @@ class Sweep:
         finally:
             if acquired:
                 transfer.release(unit)
+            for one in kept:  # an error is on its way
+                workspace.transfer(one).put_back(one)
 
     def _go_through(
         self, bound: Sequence[_Bound], groups: Sequence[tuple[Perturbation, list[Pass]]]
@@ -170,6 +174,7 @@ class Sweep:
         start: int,
         together: bool,
         last: bool,
+        kept: dict[Unit, torch.Tensor],
     ) -> list[_Bound]:
         """What passes enter after ``unit`` without another stop, each of which takes Python time.
 
@@ -182,6 +187,7 @@ class Sweep:
             start: byte of the scratch buffer from which on there is room for copies.
             together: whether these are all passes that wait.
             last: whether there are none that will go on after them.
+            kept: weights that those before have taken along; these are left here for the next.
         """
         found: list[_Bound] = []
         if self._one_by_one:
@@ -196,14 +202,15 @@ class Sweep:
             end = start + count * layout.nbytes
             if not along or end > self._workspace.scratch.numel():
                 break
-            base = transfer.acquire(one)
-            try:
-                copies = self._workspace.copies(start, count, layout.nbytes)
-                found.append((one, base, self._transform(one, base, perturbations, copies)))
-            finally:
-                (transfer.release if last else transfer.put_back)(one)
-            if last and transfer is self._stream:
-                self._fetch_ahead(one)
+            base = kept[one] if one in kept else transfer.acquire(one)
+            kept[one] = base
+            copies = self._workspace.copies(start, count, layout.nbytes)
+            found.append((one, base, self._transform(one, base, perturbations, copies)))
+            if last:
+                transfer.release(one)
+                del kept[one]
+                if transfer is self._stream:
+                    self._fetch_ahead(one)
             start = end
         return found
 

@@ -50,6 +50,15 @@ def waiting_for_the_host(host, steps, seconds=0.07, graphs=None):
             graphs.steps += 1
 
 
+def begun():
+    """A remedy, and what tries it from now on."""
+    graphs = Graphs()
+    host = HostBound(graphs)
+    waiting_for_the_host(host, STEPS)
+    assert graphs.happened == ["begun"]
+    return host, graphs
+
+
 @pytest.mark.parametrize("others", [STEPS // 2, STEPS // 2 - 1])
 def test_most_of_several_steps_have_to_be_and_it_is_said_once(others, caplog):
     host = HostBound(None)
@@ -76,9 +85,7 @@ def test_a_remedy_that_is_impossible_is_not_tried_again(caplog):
 @pytest.mark.parametrize(("steps", "again"), [(5, False), (12, True)])
 def test_a_remedy_that_comes_to_an_end_by_itself_is_waited_for_no_longer(steps, again, caplog):
     caplog.set_level(logging.INFO, "zo2")
-    graphs = Graphs()
-    host = HostBound(graphs)
-    waiting_for_the_host(host, STEPS)
+    host, graphs = begun()
     waiting_for_the_host(host, steps, 0.045, graphs)
     assert host.is_undecided
     graphs.is_gone = True
@@ -94,10 +101,7 @@ def test_a_remedy_that_comes_to_an_end_by_itself_is_waited_for_no_longer(steps, 
 @pytest.mark.parametrize(("seconds", "kept"), [(0.045, True), (0.08, False)])
 def test_a_remedy_is_kept_if_steps_are_faster_once_it_is_applied(seconds, kept, caplog):
     caplog.set_level(logging.INFO, "zo2")
-    graphs = Graphs()
-    host = HostBound(graphs)
-    waiting_for_the_host(host, STEPS)
-    assert graphs.happened == ["begun"]
+    host, graphs = begun()
     waiting_for_the_host(host, 11, 0.5, graphs)  # these are captured
     waiting_for_the_host(host, STEPS - 1, seconds, graphs)
     assert host.is_undecided
@@ -108,9 +112,8 @@ def test_a_remedy_is_kept_if_steps_are_faster_once_it_is_applied(seconds, kept, 
 
 
 def test_a_remedy_that_never_shows_itself_is_undone():
-    graphs = Graphs()
-    host = HostBound(graphs)
-    waiting_for_the_host(host, STEPS + LONGEST - 1)
+    host, graphs = begun()
+    waiting_for_the_host(host, LONGEST - 1)
     assert graphs.happened == ["begun"]
     waiting_for_the_host(host, 2 * RARER * STEPS)
     assert graphs.happened == ["begun", "ended"]
@@ -138,9 +141,7 @@ def test_a_remedy_that_did_not_help_is_tried_again_ever_more_rarely():
 
 
 def test_what_did_not_help_is_not_advised_where_it_is_no_longer_possible(caplog):
-    graphs = Graphs()
-    host = HostBound(graphs)
-    waiting_for_the_host(host, STEPS)
+    host, graphs = begun()
     waiting_for_the_host(host, 11 + STEPS, 0.08, graphs)
     graphs.possible = False
     waiting_for_the_host(host, 2 * RARER * STEPS)

@@ -367,6 +367,16 @@ def test_graphs_go_when_passes_need_their_room(tapes, caplog):
     assert not engine.graph_count
 
 
+def test_the_first_step_after_which_weights_may_move_captures_nothing(tapes):
+    model, seen = stepping(toy(is_plain)), []
+    for step in range(3):
+        model(**toy_batch(seed=step))
+        seen.append((len(tapes), sum(tapes.values())))
+    assert seen[0] == (0, 0)
+    assert seen[2][0] >= seen[1][0] > 0
+    assert seen[2][1] > seen[1][1] > 0
+
+
 def test_graphs_that_are_dropped_go_at_once(tapes):
     model = stepping(toy(is_plain))
     for step in range(4):

@@ -568,7 +568,8 @@ class Engine:
         trains = recorder is None and any(one.scale for one in perturbations)
         if self._vocabulary and trains:
             serving = self._vocabulary.standing_in()
-        if self._graphs and not keep and recorder is None:
+        # the first sweep finds out where weights will rest from then on
+        if self._graphs and recorder is None and not (keep or self._usage.is_guessed):
             once = {module: self._divided[module] for module in at_once.first}
             replaying = self._graphs.standing_in(self._whole | once, lockstep)
         self._thread = threading.get_ident()

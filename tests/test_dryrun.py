@@ -116,6 +116,16 @@ def test_a_forward_that_depends_on_data_cannot_be_foreseen():
         dry_run(model, 2, 48)
 
 
+def test_a_forward_that_asks_for_something_else_says_so():
+    def refuse(module, args):
+        raise ValueError("Input language unknown.")
+
+    model = tiny("llama").to("meta")
+    model.model.layers[1].register_forward_pre_hook(refuse)
+    with pytest.raises(zo2.ModelError, match=r"Input language unknown.*first step"):
+        dry_run(model, 2, 48)
+
+
 def test_predictions_know_that_attention_grows_faster_than_texts():
     model = planning.build("smollm2-135m", "bfloat16")
     everything = Placement(budget=1 << 50)

@@ -96,7 +96,7 @@ def dry_run(model: nn.Module, batch: int, tokens: int) -> DryRun:
         head = Head.of(model).returning_stand_ins()
         with counter, living, torch.no_grad(), _no_autocast(), gpu, head:
             model(input_ids=ids, labels=ids, use_cache=False)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:  # of torch, or the model's own
         raise ModelError(
             "What this model needs cannot be predicted, since its forward does not run without "
             f"data ({first_line(error)}). Within a device_memory_budget it is measured at the "

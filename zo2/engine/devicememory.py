@@ -57,12 +57,10 @@ class Usage:
         self.page_locked = 0
         self.activations = self.FIRST_GUESS if device.type == "cuda" else 0
         self.peak, self.outside, self.waiting = 0, self.activations, 0
-        # in a `measured` context: whether passes are within blocks, and what was allocated at most
-        # there and outside; and when they came there
-        self._seen: dict[bool, int] = {}
-        self._waits = 0
-        self._within, self._tells = False, bounded and device.type == "cuda"
-        self._is_told = not self._tells  # what `outside` and `waiting` are
+        # in a `measured` context: what was allocated before it, and at most within blocks and
+        # outside; whether passes are within; and whether it is to tell `outside` and `waiting`
+        self._before, self._seen = 0, dict[bool, int]()
+        self._within = self._tells = False
 
     def context(self) -> int:
         """Bytes that the CUDA context and the libraries' own workspaces take."""
@@ -101,27 +99,28 @@ class Usage:
             yield
             return
         torch.cuda.reset_peak_memory_stats(self._device)
-        before = _allocated(self._device)["current"]
+        self._before = _allocated(self._device)["current"]
         self._seen, self._within = {}, False
+        self._tells |= self.is_guessed
         yield
         self._note_peak()
-        self.peak = max(self._seen.values()) - before
+        self.peak = max(self._seen.values())
         if True in self._seen:
-            self.outside, self.waiting = self._seen[False] - before, self._waits - before
+            self.outside, self._tells = self._seen[False], self.is_guessed
 
     def turn(self, within: bool) -> None:
         """In a `measured` context: passes go through blocks from now on, or no longer do."""
-        if self._is_told or within == self._within:
+        if not self._tells or within == self._within:
             return
         self._note_peak()
         torch.cuda.reset_peak_memory_stats(self._device)
         self._within = within
         if within:
-            self._waits = _allocated(self._device)["current"]
+            self.waiting = _allocated(self._device)["current"] - self._before
 
     def _note_peak(self) -> None:
-        peak = max(_allocated(self._device)["peak"], self._seen.get(self._within, 0))
-        self._seen[self._within] = peak
+        peak = _allocated(self._device)["peak"] - self._before
+        self._seen[self._within] = max(peak, self._seen.get(self._within, 0))
 
     def limit(self, budget: int | None) -> None:
         """Let torch's allocator give cached memory back, or fail, rather than pass ``budget``.
@@ -178,7 +177,7 @@ class Usage:
             return False
         # outside blocks it is larger, too; the next sweep tells by how much
         self.outside = self.outside * activations // max(self.activations, 1)
-        self.activations, self._is_told = activations, not self._tells
+        self.activations, self._tells = activations, self._device.type == "cuda"
         return True
 
     def reckon_with(self, more: int) -> None:
@@ -189,9 +188,7 @@ class Usage:
     def learn(self) -> bool:
         """Reckon with the last measured peak from now on; returns whether that is news."""
         if not self.is_guessed:
-            news = self.expect(self.peak)
-            self._is_told = self._is_told or (not news and True in self._seen)
-            return news
+            return self.expect(self.peak)
         self.is_guessed, self.activations = False, self.peak
         return True
 

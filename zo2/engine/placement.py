@@ -9,6 +9,7 @@ small for them.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -124,9 +125,12 @@ class Plan:
         if not is_small(block):
             return False
         number, size = next(iter(block)).block, sum(unit.stored for unit in block)
-        moved = sum(one.streamed and one.units[0].block == number for one in self.parcels)
-        kept = not self.slots or moved <= self.slots
+        kept = not self.slots or self._moved[number] <= self.slots
         return size * (1 if kept else copies) <= self.room
+
+    @cached_property
+    def _moved(self) -> Counter[int | None]:
+        return moved_by_block(self.parcels)
 
     @property
     def streamed(self) -> set[Unit]:
@@ -218,17 +222,20 @@ class Placement:
             return Plan(tuple(parcels), slots, need, small)
 
         if self.budget is None:
-            return plan(parcels, slots, rooms(parcels)[0])
+            return plan(parcels, slots, rooms(parcels).whole)
         resident = [replace(one, streamed=False) for one in parcels]
-        everything = plan(resident, slots, rooms(resident)[0])
+        everything = plan(resident, slots, rooms(resident).whole)
         if everything.need.total <= self.budget:
             return everything
         choices = [parcels]
         if self.blocks is None and not self.outside:
             choices.append(_bundle(units, self._movable(units, outside=True), small))
+        blocks = [number for number, block in blocks_of(units).items() if is_small(block)]
         needs = []
         for choice in choices:
-            for room, depth in _in_turn(rooms(choice), slots, _most_parcels(choice)):
+            moved = moved_by_block(choice)
+            most = max((moved[number] for number in blocks), default=0)
+            for room, depth in _by_preference(rooms(choice), slots, most):
                 least = plan(choice, depth, room).need
                 if least.total <= self.budget:
                     return plan(_keep(choice, self.budget - least.total), depth, room)
@@ -347,7 +354,7 @@ class Rooms(NamedTuple):
     single: int
 
 
-def _in_turn(rooms: Rooms, slots: int, parcels: int) -> Iterable[tuple[int, int]]:
+def _by_preference(rooms: Rooms, slots: int, parcels: int) -> Iterable[tuple[int, int]]:
     """Bytes for copies and numbers of buffers, the better first.
 
     A second copy of blocks spares the GPU some work, and more buffers spare the link some waiting
@@ -360,14 +367,9 @@ def _in_turn(rooms: Rooms, slots: int, parcels: int) -> Iterable[tuple[int, int]
     yield from product((rooms.whole, rooms.double, rooms.single), depths)
 
 
-def _most_parcels(parcels: Iterable[Parcel]) -> int:
-    """Of how many streamed ones a small block consists, at most."""
-    by_block: dict[int, list[Parcel]] = {}
-    for one in parcels:
-        if (block := one.units[0].block) is not None:
-            by_block.setdefault(block, []).append(one)
-    small = [own for own in by_block.values() if is_small(unit for p in own for unit in p.units)]
-    return max((sum(one.streamed for one in own) for own in small), default=0)
+def moved_by_block(parcels: Iterable[Parcel]) -> Counter[int | None]:
+    """Of how many streamed parcels each block consists."""
+    return Counter(one.units[0].block for one in parcels if one.streamed)
 
 
 def perturbed_sizes(

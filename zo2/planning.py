@@ -152,7 +152,7 @@ class Work:
 
     Attributes:
         units: the partition.
-        spared: those that need no perturbed copy where they rest on the device.
+        spared: those that need no perturbed copy.
         activations: bytes that passes need beside weights, if they wait at blocks only.
         within: the same, if they wait at every unit.
         flops: of all passes of one perturbation.

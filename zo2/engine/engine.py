@@ -238,7 +238,7 @@ class Engine:
         return None
 
     def _spared(self, units: Sequence[Unit]) -> set[Unit]:
-        """The units of which no perturbed copies are needed where they rest on the device."""
+        """The units of which no perturbed copies are needed."""
         return spared(units, self._head) if self._by_rows else set()
 
     def rows_of(self, module: nn.Module) -> Rows | None:
@@ -262,8 +262,7 @@ class Engine:
         workspace.stream.never_run = self._route.never_run
         self._buffers = workspace.buffers
         self._graphs = self._new_graphs() if self._new_graphs and workspace.streamed else None
-        # of the parcels that pass through buffers; others need not be brought home
-        away = workspace.streamed if workspace.stream.buffers else ()
+        away = workspace.away
         parcels = dict.fromkeys(self.store.resting[unit] for unit in self.units if unit in away)
         self._number = {unit: n for n, parcel in enumerate(parcels) for unit in parcel.bounds}
         self._deferral = Deferral(self._placement.write_back_every)
@@ -305,7 +304,7 @@ class Engine:
         self._rest()
         self._take_back()
         try:
-            self._workspace.stream.finish()
+            self._workspace.finish()
             yield
         finally:
             self._rest()
@@ -667,7 +666,7 @@ class Engine:
         """Store the updated weights of all units, outside a sweep."""
         try:
             self._new_sweep((), due=set(self.units)).write_rest()
-            self._workspace.stream.finish()
+            self._workspace.finish()
         except BaseException:  # an interrupt: whoever reads the rest has it updated
             self._rest()
             raise
@@ -676,7 +675,7 @@ class Engine:
         """End a sweep: parameters rest in the store, marked if they lack updates."""
         for unit in self.units:
             self.store.rest(unit)
-        if self.pending or not self._workspace.stream.is_idle:
+        if self.pending or not self._workspace.is_idle:
             self.store.marks.set()
 
     def push(self, update: Update) -> None:

@@ -166,16 +166,21 @@ class FusedArithmetic:
             self._segments[layout] = segments_of(layout, self._device)
         return self._segments[layout]
 
-    def look_up(self, matrix: Matrix, ids: torch.Tensor) -> torch.Tensor:
+    def look_up(self, matrix: Matrix, index: int, ids: torch.Tensor) -> torch.Tensor:
         kind, columns = matrix.dtype, matrix.columns
         out = torch.empty((*ids.shape, columns), dtype=kind, device=self._device)
         ids = ids.contiguous()
         of_layout = self._segments_of(matrix.layout)
         segments = next(one for one in of_layout if one.dtype == kind)
         tables, parts = self.load(matrix.changes), -(-columns // LENGTH)
+        lacking = tables.rounds - matrix.held
         constants = {
-            "SEGMENTS": segments.table.shape[1], "FAMILY": self._family, "LENGTH": LENGTH
-        }  # fmt: skip
+            "SEGMENTS": segments.table.shape[1],
+            "FAMILY": self._family,
+            "LENGTH": LENGTH,
+            "TERMS": tables.of_each if lacking else 0,
+            "STOCHASTIC": self._stochastic,
+        }
         with torch.cuda.device_of(out):
             arguments = (
                 matrix.base.view(kind),
@@ -184,27 +189,35 @@ class FusedArithmetic:
                 segments.table,
                 tables.seeds,
                 tables.numbers,
-                self._fill_factors(segments, tables, updates=False),
+                self._fill_factors(segments, tables, lacking > 0),
                 segments.width,
+                tables.perturbations,
+                tables.terms,
+                tables.rounds,
+                matrix.held,
                 segments.weights.index(matrix.weight),
-                matrix.index,
+                index,
                 parts,
             )
             if out.numel():
                 LOOKED_UP(ids.numel() * parts, arguments, constants)
         return out
 
-    def perturb_rows(self, matrix: Matrix, rows: slice, out: torch.Tensor) -> None:
+    def perturb_rows(
+        self, matrix: Matrix, rows: slice, targets: Sequence[tuple[int, torch.Tensor]]
+    ) -> None:
         layout, changes = matrix.layout, matrix.changes
         parts, which = self._parts.setdefault(layout, {}), layout.weights.index(matrix.weight)
         key = which, rows.start, rows.stop
         if key not in parts:
             parts[key] = _segment_of_rows(matrix.weight, rows, self._device)
         begin = layout.offsets[which] + rows.start * matrix.columns * matrix.dtype.itemsize
-        part = matrix.base[begin : begin + out.numel()]
-        tables, held = self.load(changes), len(changes.rounds)
-        with torch.cuda.device_of(out):
-            self._launch(parts[key], part, changes, tables, held, False, [(matrix.index, out)])
+        part = matrix.base[begin : begin + matrix.nbytes(rows)]
+        tables, segments = self.load(changes), parts[key]
+        with torch.cuda.device_of(part):
+            for first in range(0, len(targets), 2):
+                pair = targets[first : first + 2]
+                self._launch(segments, part, changes, tables, matrix.held, False, pair)
 
     def load(self, changes: Changes) -> Tables:
         """Bring all that ``changes`` says to the device, where kernels will read it."""

@@ -426,35 +426,12 @@ def signs(out, streams, seeds, width, STREAMS: tl.constexpr):
     tl.store(row + e, _sign(word, bit).to(tl.int8), mask=e < count)
 
 
-@functools.partial(
-    triton.jit,
-    do_not_specialize=["width", "which", "index", "parts"],
-)
-def looked_up(
-    base, out, ids, segments, seeds, numbers, factors, width, which, index, parts,
-    SEGMENTS: tl.constexpr, FAMILY: tl.constexpr, LENGTH: tl.constexpr,
+@triton.jit
+def _z_at(
+    seeds, index, factors, width, e, row, column, inside, parameter, segment,
+    SEGMENTS: tl.constexpr, FAMILY: tl.constexpr,
 ):  # fmt: skip
-    """Write perturbed copies of some rows of a matrix: what `transform` writes there.
-
-    A program makes ``LENGTH`` elements of a row, one of its ``parts``, each for itself: the other
-    elements of its counters may be in rows that nobody asks for. The matrix is number ``which`` of
-    the segments, perturbed by the perturbation at ``index``. A row that there is not is NaN.
-    """
-    program = tl.program_id(0)
-    segment = segments + which
-    offset = tl.load(segment + SEGMENTS)
-    numel = tl.load(segment + 2 * SEGMENTS)
-    parameter = tl.load(segment + 3 * SEGMENTS)
-    columns = tl.load(segment + 5 * SEGMENTS)
-    asked = program // parts
-    row = tl.load(ids + asked).to(tl.int64)
-    column = program % parts * LENGTH + tl.arange(0, LENGTH)
-    inside = column < columns
-    known = (row >= 0) & (row < numel // columns)
-    row = tl.where(known, row, 0)
-    e = row * columns + column
-    x = tl.load(base + offset + e, mask=inside, other=0.0).to(tl.float32)
-    x = tl.where(known, x, float("nan"))
+    """Any elements of a matrix's z of the seed at ``index``; see `_z`."""
     if FAMILY == _GAUSSIAN:
         tile = e // _TILE
         plane = (e - tile * _TILE) // _LANES
@@ -463,11 +440,9 @@ def looked_up(
         z = tl.where(plane % 2 == 0, even, odd)
     elif FAMILY == _RADEMACHER:
         block = e // _SIGN_BLOCK
-        plane = block % 4
         bit = (e - block * _SIGN_BLOCK) // _LANES
-        w0, w1, w2, w3 = _words(seeds, index, block // 4 * _LANES + e % _LANES, parameter, _SIGN)
-        word = tl.where(plane == 0, w0, tl.where(plane == 1, w1, tl.where(plane == 2, w2, w3)))
-        z = _sign(word, bit)
+        counter = block // 4 * _LANES + e % _LANES
+        z = _sign(_word_at(seeds, index, counter, block % 4, parameter, _SIGN), bit)
     elif FAMILY == _RANK1:
         own = factors + index.to(tl.int64) * width
         u = tl.load(own + tl.load(segment + 7 * SEGMENTS) + row)
@@ -475,6 +450,81 @@ def looked_up(
         z = u.to(tl.float32) * v.to(tl.float32)
     else:
         z = (column >= 0).to(tl.float32)
+    return z
+
+
+@triton.jit
+def _word_at(seeds, index, counter, plane, parameter, purpose):
+    """Of each counter (int64) the word of one plane, under the seed at ``index``."""
+    w0, w1, w2, w3 = _words(seeds, index, counter, parameter, purpose)
+    return tl.where(plane == 0, w0, tl.where(plane == 1, w1, tl.where(plane == 2, w2, w3)))
+
+
+@functools.partial(
+    triton.jit,
+    do_not_specialize=[
+        "width", "perturbations", "terms", "rounds", "held", "which", "index", "parts"
+    ],
+)  # fmt: skip
+def looked_up(
+    base, out, ids, segments, seeds, numbers, factors, width, perturbations, terms, rounds, held,
+    which, index, parts,
+    SEGMENTS: tl.constexpr, FAMILY: tl.constexpr, LENGTH: tl.constexpr, TERMS: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):  # fmt: skip
+    """Write perturbed copies of some rows of a matrix: what `transform` writes there.
+
+    A program makes ``LENGTH`` elements of a row, one of its ``parts``, each for itself: the other
+    elements of its counters may be in rows that nobody asks for. The matrix is number ``which`` of
+    the segments, perturbed by the perturbation at ``index``. A row that there is not is NaN.
+    ``TERMS`` as in `transform`.
+    """
+    program = tl.program_id(0)
+    segment = segments + which
+    offset = tl.load(segment + SEGMENTS)
+    numel = tl.load(segment + 2 * SEGMENTS)
+    parameter = tl.load(segment + 3 * SEGMENTS)
+    decayed = tl.load(segment + 4 * SEGMENTS)
+    columns = tl.load(segment + 5 * SEGMENTS)
+    asked = program // parts
+    row = tl.load(ids + asked).to(tl.int64)
+    column = program % parts * LENGTH + tl.arange(0, LENGTH)
+    inside = column < columns
+    known = (row >= 0) & (row < numel // columns)
+    row = tl.where(known, row, 0)
+    e = row * columns + column
+    kind: tl.constexpr = base.dtype.element_ty
+    stochastic: tl.constexpr = STOCHASTIC and kind != tl.float32
+    x = tl.load(base + offset + e, mask=inside, other=0.0).to(tl.float32)
+    starts = seeds + perturbations + terms + rounds
+    coefficients = numbers + perturbations + 2 * rounds + decayed * terms
+    for update in range(held, rounds):
+        x = x * tl.load(numbers + perturbations + 2 * update + decayed)
+        if TERMS:
+            first = tl.load(starts + update).to(tl.int32)
+            end = tl.load(starts + update + 1).to(tl.int32)
+            total = tl.zeros((LENGTH,), tl.float32)
+            for k in range(first, end):
+                z = _z_at(
+                    seeds, perturbations + k, factors, width, e, row, column, inside, parameter,
+                    segment, SEGMENTS, FAMILY,
+                )  # fmt: skip
+                step = z * tl.load(coefficients + k)
+                total = tl.where(k == first, step, total + step)
+            x = tl.where(first < end, x + total, x)
+        bits = tl.zeros((LENGTH,), tl.uint32)
+        if stochastic:
+            tile = e // _TILE
+            counter = tile // 2 * _LANES + e % _LANES
+            plane = (e - tile * _TILE) // _LANES
+            seed = perturbations + terms + update
+            bits = _word_at(seeds, seed, counter, plane, parameter, _ROUNDING)
+            bits = bits >> (tile % 2 * 16).to(tl.uint32)
+        x = _rounded(x, bits, kind, stochastic).to(tl.float32)
+    x = tl.where(known, x, float("nan"))
+    z = _z_at(
+        seeds, index, factors, width, e, row, column, inside, parameter, segment, SEGMENTS, FAMILY
+    )  # fmt: skip
     value = x + z * tl.load(numbers + index)
     tl.store(
         out + asked.to(tl.int64) * columns + column, value.to(out.dtype.element_ty), mask=inside

@@ -63,8 +63,12 @@ class Pass:
         """Called within the pass: wait until ``unit`` may be entered, by a call of a module."""
         self.at, self.calling = unit, calling
         self.pauses += 1
-        self._greenlet.parent.switch()
+        self.wait()
         self.at = None
+
+    def wait(self) -> None:
+        """Called within the pass: whoever resumes it knows what for."""
+        self._greenlet.parent.switch()
 
     def go(self) -> None:
         self._greenlet.switch()

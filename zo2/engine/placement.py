@@ -2,8 +2,8 @@
 
 Device memory goes to the CUDA context, activations, perturbed copies, the buffers that units are
 streamed through, and what cannot be streamed; what a budget leaves after these holds resident
-units, spread evenly over the sweep. Embeddings and head are streamed only where a budget is too
-small for them.
+units, spread evenly over the sweep. Embeddings and head rest in host memory only where a budget
+has too little room beside them: a GPU reads their rows there, so they pass through no buffer.
 """
 
 from __future__ import annotations
@@ -51,15 +51,23 @@ class Parcel:
     Attributes:
         units: in the model's order.
         streamed: whether they rest in host memory.
+        by_rows: whether they are a matrix that is perturbed by rows, which kernels read where they
+            rest.
     """
 
     units: tuple[Unit, ...]
     streamed: bool
+    by_rows: bool = False
 
     @cached_property
     def nbytes(self) -> int:
         """Size of their buffer."""
         return sum(unit.stored for unit in self.units)
+
+    @property
+    def copied(self) -> bool:
+        """Whether it passes through buffers."""
+        return self.streamed and not self.by_rows
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,11 @@ class Plan:
         return {unit for one in self.parcels if one.streamed for unit in one.units}
 
     @property
+    def by_rows(self) -> set[Unit]:
+        """What of it kernels read where it rests, by rows."""
+        return {unit for one in self.parcels if one.streamed and one.by_rows for unit in one.units}
+
+    @property
     def streamed_nbytes(self) -> int:
         """Bytes of what rests in host memory."""
         return sum(one.nbytes for one in self.parcels if one.streamed)
@@ -150,11 +163,12 @@ class Plan:
         return replace(self, parcels=tuple(parcels))
 
     def transfer(self, store: Store, device: torch.device) -> Transfer:
-        """What brings the streamed units to ``device``."""
-        if not self.streamed or not self.slots:
+        """What brings streamed units to ``device``, apart from those that are read by rows."""
+        copied = self.streamed - self.by_rows
+        if not copied or not self.slots:
             return InPlace(store)
         lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
-        return Slots(store, self.streamed, self.slots, device, lanes)
+        return Slots(store, copied, self.slots, device, lanes)
 
 
 NOTHING = Plan((), 0, Need(context=0, activations=0, perturbed=0, slots=0, resident=0))
@@ -167,7 +181,8 @@ class Placement:
     Attributes:
         blocks: indices of the decoder blocks that are streamed; ``None`` for all.
         outside: stream also what lies outside the blocks (embeddings, final norm, head). A budget
-            that has no room for these without it, and that names no blocks, streams them anyway.
+            that has no room for these beside `FEWEST` buffers, and that names no blocks, streams
+            them anyway.
         slots: number of device buffers that streamed parcels share; ``None`` for as many as hold
             `IN_FLIGHT` (`IN_FLIGHT_WITHIN_BUDGET`), from `FEWEST` to `MOST`.
         copies: stream through buffers even where the working device is the CPU, whose weights
@@ -199,43 +214,44 @@ class Placement:
             device: ``"cuda"`` or ``"cpu"``.
             context: bytes that the device's libraries take.
             activations: bytes that passes need beside weights.
-            spared: units that need no perturbed copy where they rest on the device.
+            spared: units that are perturbed by rows and need no copy of all of them.
 
         Raises:
             ConfigError: a block is named that does not exist.
             DeviceMemoryError: the budget is too small for this model.
         """
         small = small_ones(units) if device == "cuda" else ()
-        parcels = _bundle(units, self._movable(units, self.outside), small)
+        parcels = _bundle(units, self._movable(units, self.outside), small, spared)
         slots = self._depth(parcels) if device == "cuda" or self.copies else 0
-
-        def rooms(parcels: Iterable[Parcel]) -> Rooms:
-            resident = {unit for one in parcels if not one.streamed for unit in one.units}
-            return perturbed_sizes(units, device, spared & resident)
+        rooms = perturbed_sizes(units, device, spared)
 
         def plan(parcels: Sequence[Parcel], slots: int, room: int) -> Plan:
-            largest = max((one.nbytes for one in parcels if one.streamed), default=0)
-            slots = min(slots, sum(one.streamed for one in parcels))
+            largest = max((one.nbytes for one in parcels if one.copied), default=0)
+            slots = min(slots, sum(one.copied for one in parcels))
             resident = sum(one.nbytes for one in parcels if not one.streamed)
             slack = min(max(activations // 4, SLACK), MOST_SLACK) if device == "cuda" else 0
             need = Need(context, activations, room, slots * largest, resident, slack)
             return Plan(tuple(parcels), slots, need, small)
 
         if self.budget is None:
-            return plan(parcels, slots, rooms(parcels).whole)
+            return plan(parcels, slots, rooms.whole)
         resident = [replace(one, streamed=False) for one in parcels]
-        everything = plan(resident, slots, rooms(resident).whole)
+        everything = plan(resident, slots, rooms.whole)
         if everything.need.total <= self.budget:
             return everything
         choices = [parcels]
         if self.blocks is None and not self.outside:
-            choices.append(_bundle(units, self._movable(units, outside=True), small))
+            choices.append(_bundle(units, self._movable(units, outside=True), small, spared))
+        moved = moved_by_block(parcels)
         blocks = [number for number, block in blocks_of(units).items() if is_small(block)]
+        most = max((moved[number] for number in blocks), default=0)
+        pairs = list(_by_preference(rooms, slots, most))
         needs = []
-        for choice in choices:
-            moved = moved_by_block(choice)
-            most = max((moved[number] for number in blocks), default=0)
-            for room, depth in _by_preference(rooms(choice), slots, most):
+        # embeddings and head take the link less time than it loses with two buffers
+        for few, choice in product((False, True), choices):
+            for room, depth in pairs:
+                if (depth < min(slots, FEWEST)) is not few:
+                    continue
                 least = plan(choice, depth, room).need
                 if least.total <= self.budget:
                     return plan(_keep(choice, self.budget - least.total), depth, room)
@@ -254,7 +270,7 @@ class Placement:
         if self.slots is not None:
             return self.slots
         in_flight = IN_FLIGHT if self.budget is None else IN_FLIGHT_WITHIN_BUDGET
-        largest = max((one.nbytes for one in parcels if one.streamed), default=1)
+        largest = max((one.nbytes for one in parcels if one.copied), default=1)
         return min(max(-(-in_flight // largest), FEWEST), MOST)
 
     def _movable(self, units: Sequence[Unit], outside: bool) -> set[Unit]:
@@ -304,8 +320,8 @@ def small_ones(units: Sequence[Unit]) -> tuple[Unit, ...]:
 
 
 def spared(units: Sequence[Unit], head: nn.Module | None) -> set[Unit]:
-    """Units of which no perturbed copies are needed where they rest on the device; ``head`` is the
-    model's, if it can be asked for rows. Tiny ones are perturbed together.
+    """Units of which passes need rows, not perturbed copies; ``head`` is the model's, if it can be
+    asked for these. Tiny units are perturbed together.
     """
     return servable(units, head) - tiny_ones(units)
 
@@ -368,8 +384,8 @@ def _by_preference(rooms: Rooms, slots: int, parcels: int) -> Iterable[tuple[int
 
 
 def moved_by_block(parcels: Iterable[Parcel]) -> Counter[int | None]:
-    """Of how many streamed parcels each block consists."""
-    return Counter(one.units[0].block for one in parcels if one.streamed)
+    """Of how many parcels that pass through buffers each block consists."""
+    return Counter(one.units[0].block for one in parcels if one.copied)
 
 
 def perturbed_sizes(
@@ -426,7 +442,9 @@ def spread(sizes: Sequence[int], budget: int) -> set[int]:
     return set()
 
 
-def _bundle(units: Sequence[Unit], movable: set[Unit], small: Sequence[Unit]) -> list[Parcel]:
+def _bundle(
+    units: Sequence[Unit], movable: set[Unit], small: Sequence[Unit], by_rows: AbstractSet[Unit]
+) -> list[Parcel]:
     """Neighbours of one block in one parcel, as long as it is hardly larger than a block's largest
     unit; and all small ones in one.
 
@@ -452,4 +470,4 @@ def _bundle(units: Sequence[Unit], movable: set[Unit], small: Sequence[Unit]) ->
             last.append(unit)
         else:
             bundles.append([unit])
-    return [Parcel(tuple(one), one[0] in movable) for one in bundles]
+    return [Parcel(tuple(one), one[0] in movable, one[0] in by_rows) for one in bundles]

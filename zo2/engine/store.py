@@ -147,7 +147,8 @@ class Store:
         weights = [weight for unit in units for weight in unit.weights]
         only = weights[0].parameter.data if len(weights) == 1 else None
         if streamed and self._device.type == "cuda":
-            lock = PageLock(nbytes)
+            with torch.cuda.device(self._device):  # whose kernels may have to reach it
+                lock = PageLock(nbytes)
             return lock.buffer, lock
         home = torch.device("cpu") if streamed else self._device
         if only is not None and home.type == "cpu" and _stands_alone(only, nbytes):

@@ -19,7 +19,7 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Unit
 from zo2.engine.pending import Pending
 from zo2.engine.route import Route
-from zo2.engine.vocabulary import Matrix, Served, Vocabulary, part_of
+from zo2.engine.vocabulary import Matrix, Rows, Served, Vocabulary, part_of
 from zo2.engine.weights import Arithmetic
 from zo2.engine.workspace import Small, Workspace
 from zo2.methods import Perturbation
@@ -217,19 +217,18 @@ class Sweep:
     def _has_arrived(self, unit: Unit) -> bool:
         """Whether a unit that is streamed is there to be copied."""
         frozen = self._store.layouts[unit].has_frozen
-        return unit in self._workspace.streamed and not frozen and self._stream.has_arrived(unit)
+        return unit in self._workspace.copied and not frozen and self._stream.has_arrived(unit)
 
     # -- embeddings and head --------------------------------------------------------------
 
     def _can_serve(self, unit: Unit, module: nn.Module | None) -> bool:
         """Whether a pass that enters a unit by this module can be given rows of what is stored."""
-        vocabulary, pending = self._vocabulary, self._pending
+        vocabulary = self._vocabulary
         return (
             vocabulary is not None
             and module in vocabulary.modules
-            and unit not in self._workspace.streamed
-            and not pending.open
-            and (self._stores(unit) or not pending.lacks(unit))
+            and unit not in self._workspace.copied
+            and not self._pending.open
             and part_of(unit) <= self._workspace.scratch.numel()
         )
 
@@ -238,47 +237,97 @@ class Sweep:
 
     def _serve(self, unit: Unit, passes: Sequence[Pass]) -> None:
         """Take passes through an embedding or a head, which is updated but not copied."""
-        assert self._vocabulary is not None
-        base, size = self._store.flats[unit], part_of(unit)
+        base, size = self._workspace.transfer(unit).acquire(unit), part_of(unit)
         if self._stores(unit):
             self._transform(unit, base, (), ())
+        [weight], layout = unit.weights, self._store.layouts[unit]
+        matrix = Matrix(weight, layout, base, self._changes, self._pending.held(unit))
         at_once = min(self._workspace.scratch.numel() // size, len(passes))
-        parts = self._workspace.copies(0, at_once, size)
+        buffers = self._workspace.copies(0, at_once, size)
         try:
+            if unit in self._workspace.by_rows:
+                self._share_parts(unit, matrix, passes, buffers)
+                return
             for first in range(0, len(passes), at_once):
                 with self._formation.fork():
-                    for one, part in zip(passes[first : first + at_once], parts, strict=False):
-                        self._store.bind(unit, self._store.views[unit])
-                        one.bound = {unit}
-                        served = self._served(unit, base, one.perturbation, part)
-                        with self._vocabulary.serving(unit, served):
-                            self._resume(one)
+                    for one, buffer in zip(passes[first : first + at_once], buffers, strict=False):
+                        self._enter(unit, matrix, one, self._parts(matrix, one, buffer))
         finally:
             self._store.hide(unit)
 
-    def _served(
-        self, unit: Unit, base: torch.Tensor, perturbation: Perturbation, buffer: torch.Tensor
-    ) -> Served | None:
-        """What gives perturbed rows, by way of a buffer, where there is anything to perturb."""
+    def _share_parts(
+        self,
+        unit: Unit,
+        matrix: Matrix,
+        passes: Sequence[Pass],
+        buffers: Sequence[torch.Tensor],
+    ) -> None:
+        """Take passes through a matrix in host memory: a part of it is read once for all of them.
+
+        So a pass waits where it asks for one, until the others do.
+        """
         assert self._vocabulary is not None
-        if not perturbation.scale:
-            return None
-        layout, changes, [weight] = self._store.layouts[unit], self._changes, unit.weights
-        index = changes.perturbations.index(perturbation)
-        arithmetic = self._vocabulary.arithmetic
-        matrix = Matrix(weight, layout, base, changes, index)
+        asked: dict[Pass, slice] = {}
+        given: dict[Perturbation, torch.Tensor] = {}
+
+        def ask(one: Pass, rows: slice) -> torch.Tensor:
+            asked[one] = rows
+            one.wait()
+            return given[one.perturbation]
+
+        for one in passes:
+            self._enter(unit, matrix, one, partial(ask, one))
+        while asked:
+            rows = min(asked.values(), key=lambda rows: rows.start)
+            waiting = [one for one, wanted in asked.items() if wanted == rows]
+            theirs = dict.fromkeys(one.perturbation for one in waiting)
+            given = self._perturb_rows(matrix, rows, dict(zip(theirs, buffers, strict=False)))
+            for one in waiting:
+                if one.perturbation in given:
+                    del asked[one]
+                    self._resume(one)
+
+    def _perturb_rows(
+        self, matrix: Matrix, rows: slice, buffers: Mapping[Perturbation, torch.Tensor]
+    ) -> dict[Perturbation, torch.Tensor]:
+        """Some rows, as each of these perturbations has them, in its buffer."""
+        assert self._vocabulary is not None
+        size, index = matrix.nbytes(rows), self._changes.perturbations.index
+        targets = [(index(one), buffer[:size]) for one, buffer in buffers.items()]
+        self._vocabulary.arithmetic.perturb_rows(matrix, rows, targets)
+        return {one: matrix.rows_in(buffer[:size]) for one, buffer in buffers.items()}
+
+    def _enter(self, unit: Unit, matrix: Matrix, one: Pass, part: Rows) -> None:
+        """Take a pass into the module of a matrix, of which it is given rows."""
+        assert self._vocabulary is not None
+        self._store.bind(unit, self._workspace.tensors(unit, matrix.base, matrix.base))
+        one.bound = {unit}
+        with self._vocabulary.serving(unit, self._served(unit, matrix, one, part)):
+            self._resume(one)
+
+    def _parts(self, matrix: Matrix, one: Pass, buffer: torch.Tensor) -> Rows:
+        """What gives a pass a part of a matrix at a time, by way of a buffer of its own."""
+        perturbation = one.perturbation
 
         def part(rows: slice) -> torch.Tensor:
-            out = buffer[: (rows.stop - rows.start) * matrix.columns * matrix.dtype.itemsize]
-            arithmetic.perturb_rows(matrix, rows, out)
-            return out.view(matrix.dtype).view(-1, matrix.columns)
+            return self._perturb_rows(matrix, rows, {perturbation: buffer})[perturbation]
+
+        return part
+
+    def _served(self, unit: Unit, matrix: Matrix, one: Pass, part: Rows) -> Served | None:
+        """What gives a pass rows, where they are not as they are stored."""
+        assert self._vocabulary is not None
+        if not one.perturbation.scale and matrix.held == len(matrix.changes.rounds):
+            return None
 
         def bind() -> None:
-            copy = self._unforeseen(base)
-            self._transform(unit, base, [perturbation], [copy])
-            self._store.bind(unit, layout.views(copy))
+            copy = self._unforeseen(matrix.base)
+            self._transform(unit, matrix.base, [one.perturbation], [copy])
+            self._store.bind(unit, matrix.layout.views(copy))
 
-        return Served(partial(arithmetic.look_up, matrix), part, bind)
+        index = self._changes.perturbations.index(one.perturbation)
+        look_up = partial(self._vocabulary.arithmetic.look_up, matrix, index)
+        return Served(look_up, part, bind)
 
     def _resume(self, one: Pass) -> None:
         for unit, tensors in self._held.get(one.perturbation, ()):
@@ -302,8 +351,8 @@ class Sweep:
 
     def _fetch_ahead(self, unit: Unit) -> None:
         """Fetch what follows ``unit``; after the last one the next sweep's first."""
-        streamed = self._workspace.streamed
-        self._stream.prefetch(u for u in self._route.from_then_on(unit) if u in streamed)
+        copied = self._workspace.copied
+        self._stream.prefetch(u for u in self._route.from_then_on(unit) if u in copied)
 
     # -- a unit's weights -----------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """Bringing units to the working device and back.
 
 `InPlace` serves units that already are where passes run: those resident on the device and, when
-the CPU is the working device, all of them. `Slots` streams: a fixed pool of device buffers is
-filled ahead of the sweep, and updated weights go back while passes still compute.
+the CPU is the working device, all of them. `InHost` lets a GPU use units where they rest in host
+memory: matrices of which it needs some rows at a time. `Slots` streams: a fixed pool of device
+buffers is filled ahead of the sweep, and updated weights go back while passes still compute.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Protocol
 
 import torch
 
+from zo2.engine import zerocopy
 from zo2.engine.lanes import Event, Lanes, Waits
 from zo2.engine.partition import Unit
 from zo2.engine.store import Resting, Store
+from zo2.errors import HostMemoryError
 
 # Bytes of a copy home: what a model asks the device for waits for one or two of them (2 ms each).
 PIECE = 100_000_000
@@ -108,8 +111,55 @@ class InPlace:
     def waits(self) -> Waits | None:
         return None
 
-    is_idle = True
+    @property
+    def is_idle(self) -> bool:
+        return True
+
     buffers: Sequence[torch.Tensor] = ()
+
+
+class InHost(InPlace):
+    """Units that a GPU's kernels read and write where they rest, in page-locked host memory.
+
+    Args:
+        store: the resting buffers.
+        device: the working device.
+    """
+
+    def __init__(self, store: Store, device: torch.device) -> None:
+        super().__init__(store)
+        self._device = device
+        self._seen: dict[int, torch.Tensor] = {}  # resting buffers as the device knows them
+        self._writes: Event = None  # the end of the last one
+
+    def acquire(self, unit: Unit) -> torch.Tensor:
+        flat = super().acquire(unit)
+        if flat.device == self._device:
+            return flat
+        address = flat.data_ptr()
+        if address not in self._seen:
+            seen = zerocopy.mapped(flat, self._device)
+            if seen is None:
+                raise HostMemoryError(
+                    "The driver gives kernels no access to page-locked host memory. Keep "
+                    "embeddings and head on the GPU: without offload_embeddings, and with a larger "
+                    "device_memory_budget if there is one."
+                )
+            self._seen[address] = seen
+        return self._seen[address]
+
+    def written(self, unit: Unit) -> None:
+        if self._device.type == "cuda":
+            self._writes = torch.cuda.current_stream(self._device).record_event()
+
+    def finish(self) -> None:
+        if self._writes is not None:
+            self._writes.synchronize()
+            self._writes = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self._writes is None or bool(self._writes.query())
 
 
 @dataclass(eq=False)

@@ -73,25 +73,34 @@ def servable(units: Sequence[Unit], head: nn.Module | None) -> set[Unit]:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix as one of a sweep's perturbations has it.
+    """A matrix as a sweep finds it.
 
     Attributes:
         weight: which one, trained.
         layout: where the weights of its unit lie in the flat buffers.
-        base: these weights, 1-D uint8, with all updates.
-        changes: what the sweep does to weights.
-        index: of the perturbation.
+        base: these weights, 1-D uint8.
+        changes: what the sweep does to weights; there are no open updates.
+        held: how many of the rounds ``base`` has.
     """
 
     weight: Weight
     layout: Layout
     base: torch.Tensor
     changes: Changes
-    index: int
+    held: int
 
     @property
     def columns(self) -> int:
         return self.weight.shape.shape[1]
+
+    def nbytes(self, rows: slice) -> int:
+        """Bytes of some rows."""
+        count: int = rows.stop - rows.start
+        return count * self.columns * self.dtype.itemsize
+
+    def rows_in(self, flat: torch.Tensor) -> torch.Tensor:
+        """Rows that lie in 1-D uint8."""
+        return flat.view(self.dtype).view(-1, self.columns)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,11 +111,12 @@ class Matrix:
 class RowArithmetic(Protocol):
     """Arithmetic that can perturb some rows of a matrix alone, as a copy of all would have them."""
 
-    def look_up(self, matrix: Matrix, ids: torch.Tensor) -> torch.Tensor:
+    def look_up(self, matrix: Matrix, index: int, ids: torch.Tensor) -> torch.Tensor:
         """Any rows.
 
         Args:
             matrix: of which.
+            index: of the perturbation.
             ids: their numbers, int32 or int64, any shape.
 
         Returns:
@@ -115,13 +125,15 @@ class RowArithmetic(Protocol):
         """
         ...
 
-    def perturb_rows(self, matrix: Matrix, rows: slice, out: torch.Tensor) -> None:
+    def perturb_rows(
+        self, matrix: Matrix, rows: slice, targets: Sequence[tuple[int, torch.Tensor]]
+    ) -> None:
         """Neighbouring rows, from a multiple of `GRAIN` on, of a multiple of `ALIGNED` columns.
 
         Args:
             matrix: of which.
             rows: which.
-            out: where they go, 1-D uint8.
+            targets: (index of a perturbation, 1-D uint8 buffer for its copy) pairs.
         """
         ...
 

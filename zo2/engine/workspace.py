@@ -11,7 +11,7 @@ import torch
 from zo2.engine.partition import Unit
 from zo2.engine.placement import Plan
 from zo2.engine.store import Layout, Store
-from zo2.engine.transfer import InPlace, Transfer
+from zo2.engine.transfer import InHost, InPlace, Transfer
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,8 @@ class Workspace:
     Attributes:
         store: as given.
         streamed: the units that rest elsewhere than on the device.
+        by_rows: those of them that kernels read there, by rows.
+        copied: the others.
         stream: what brings these.
         scratch: for perturbed copies: 1-D uint8.
         small: units that have copies of their own, if any do.
@@ -51,7 +53,8 @@ class Workspace:
 
     def __init__(self, store: Store, plan: Plan, device: torch.device) -> None:
         self.store = store
-        self.streamed = plan.streamed
+        self.streamed, self.by_rows = plan.streamed, plan.by_rows
+        self.copied = self.streamed - self.by_rows
         copies = torch.empty(plan.need.perturbed, dtype=torch.uint8, device=device)
         self.scratch, rest = copies[: plan.room], copies[plan.room :]
         self.small: Small | None = None
@@ -62,7 +65,8 @@ class Workspace:
             by_unit = [{u: copy[bounds] for u, bounds in resting.bounds.items()} for copy in two]
             self.small = Small(resting.bounds.keys(), layout, resting.flat, two, by_unit)
         self.stream = plan.transfer(store, device)
-        self._in_place = InPlace(store)
+        self._in_place, self._in_host = InPlace(store), InHost(store, device)
+        self._is_gpu = device.type == "cuda"
         # views of the same few buffers serve every sweep
         self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}
         self._copies: dict[tuple[int, int, int], list[torch.Tensor]] = {}
@@ -74,7 +78,24 @@ class Workspace:
 
     def transfer(self, unit: Unit) -> Transfer:
         """What brings a unit to the device."""
-        return self.stream if unit in self.streamed else self._in_place
+        if unit in self.copied:
+            return self.stream
+        return self._in_host if unit in self.by_rows else self._in_place
+
+    @property
+    def away(self) -> set[Unit]:
+        """The units that a sweep should not store without need, since that takes the link time."""
+        return self.streamed if self.stream.buffers or self._is_gpu else set()
+
+    def finish(self) -> None:
+        """Forget what was fetched ahead; on return the resting buffers are up to date."""
+        self.stream.finish()
+        self._in_host.finish()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is fetched ahead or on its way home."""
+        return self.stream.is_idle and self._in_host.is_idle
 
     def tensors(self, unit: Unit, base: torch.Tensor, flat: torch.Tensor) -> list[torch.Tensor]:
         """A unit's weights in ``flat``; the frozen ones, which have no copies, in ``base``."""

@@ -27,10 +27,10 @@ def read(numbers: torch.Tensor) -> Any:
         return numbers.tolist()
     with torch.cuda.device(numbers.device):
         host = torch.empty(numbers.shape, dtype=numbers.dtype, device="cpu", pin_memory=True)
-        mapped = _mapped(_bytes(host), numbers.device)
-        if mapped is None:
+        seen = mapped(_bytes(host), numbers.device)
+        if seen is None:
             return numbers.tolist()
-        _write(mapped, _bytes(numbers.contiguous()))
+        _write(seen, _bytes(numbers.contiguous()))
         torch.cuda.current_stream().synchronize()
     return host.tolist()
 
@@ -52,13 +52,13 @@ def _bring_together(values: Sequence[torch.Tensor], device: torch.device) -> lis
     parts = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
     with torch.cuda.device(device):
         host = torch.empty(total, dtype=torch.uint8, device="cpu", pin_memory=True)
-        mapped = _mapped(host, device)
-        if mapped is None:
+        seen = mapped(host, device)
+        if seen is None:
             return [value.to(device) for value in values]
         for value, part in zip(values, parts, strict=True):
             _as(value, host[part]).copy_(value)
         there = torch.empty(total, dtype=torch.uint8, device=device)
-        _write(there, mapped)
+        _write(there, seen)
         _keep_until_read(host)
     return [_as(value, there[part]) for value, part in zip(values, parts, strict=True)]
 
@@ -106,7 +106,7 @@ class Table:
         if device.type == "cuda":
             with torch.cuda.device(device):
                 self._host = torch.zeros(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
-                self._mapped = _mapped(self._host, device)
+                self._mapped = mapped(self._host, device)
                 self._brought = torch.cuda.Event()
         address = self._host.data_ptr()  # torch would take longer to write a few numbers
         self._bytes = memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
@@ -137,13 +137,13 @@ def _write(to: torch.Tensor, source: torch.Tensor) -> None:
     torch.bitwise_or(source, 0, out=to)
 
 
-def _mapped(host: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+def mapped(host: torch.Tensor, device: torch.device) -> torch.Tensor | None:
     """Page-locked bytes as the device's kernels see them; none if they are known as another GPU's.
 
     ``host`` must live, and keep what it holds, until the kernels that read it have run.
     """
-    mapped = torch.as_tensor(_Mapped(host), device=device)
-    return mapped if mapped.data_ptr() == host.data_ptr() else None
+    seen = torch.as_tensor(_Mapped(host), device=device)
+    return seen if seen.data_ptr() == host.data_ptr() else None
 
 
 class _Mapped:

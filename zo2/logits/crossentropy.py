@@ -1,8 +1,8 @@
 """The cross entropy of logits that exist some rows and columns at a time.
 
 Of each row two numbers are kept while columns come and go: the logarithm of the sum of exponentials
-over those that have come, and the logit of the target once it has. So the head's weights are read
-once for many rows, and what is computed at once needs little memory.
+over those that have come, and the logit of the target once it has. So the head's weights are read,
+or made, once for all rows, and what is computed at once needs little memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CHUNK = 48 << 20  # bytes of logits that are computed at once, in their own prec
 ROWS = 2048  # at most so many of them
 COLUMNS = 256  # and a multiple of so many: a GPU's products come in tiles of as many
 
-# of some rows, what makes their logits in some columns
+# of some columns, what makes the logits of some rows
 Product = Callable[[slice], Callable[[slice], torch.Tensor]]
 # takes logits (rows, columns from the one at ``start`` on), targets and ``start`` into what is
 # known of these rows, float32 (2, rows): the logarithm of the sum of exponentials so far, and the
@@ -38,8 +38,8 @@ def cross_entropy(
     """The cross entropy, summed in float32; NaN if a target is no column and is not ignored.
 
     Args:
-        product: called for every part of the rows once, and what it returns for every part of the
-            columns.
+        product: called for every part of the columns once, and what it returns for every part of
+            the rows.
         vocabulary: how many columns there are.
         most: how many of them may be asked for at once.
         itemsize: bytes of one logit.
@@ -55,10 +55,10 @@ def cross_entropy(
     fold = _fold_of(target)
     width = min(most, _width(itemsize * min(ROWS, max(1, len(target)))))
     with torch.cuda.device_of(target):  # Triton launches on the current device
-        for rows in slices(len(target), ROWS):
-            logits, wanted, some = product(rows), target[rows], known[:, rows]
-            for columns in slices(vocabulary, width):
-                fold(logits(columns), wanted, columns.start, some)
+        for columns in slices(vocabulary, width):
+            logits = product(columns)
+            for rows in slices(len(target), ROWS):
+                fold(logits(rows), target[rows], columns.start, known[:, rows])
     lse, picked = known[0], known[1]
     counts = target != ignore_index
     total = torch.where(counts, lse - picked, 0).sum()

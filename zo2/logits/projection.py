@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,18 +29,20 @@ class Projection:
     vocabulary: int
     most: int
 
-    def columns(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
-        """At most ``most`` columns of the logits of ``hidden`` (..., hidden size)."""
+    def part(self, columns: slice) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What makes at most ``most`` columns of the logits of hidden states (..., hidden size);
+        until it is asked for another one.
+        """
         bias = None if self.bias is None else self.bias[columns]
-        return F.linear(hidden, self.weight(columns), bias)
+        return functools.partial(F.linear, weight=self.weight(columns), bias=bias)
 
     def all(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits of ``hidden`` (..., hidden size)."""
         parts = crossentropy.slices(self.vocabulary, self.most)
-        logits = self.columns(hidden, parts[0])
+        logits = self.part(parts[0])(hidden)
         if len(parts) > 1:
             some, logits = logits, logits.new_empty(*hidden.shape[:-1], self.vocabulary)
             logits[..., parts[0]] = some
             for columns in parts[1:]:
-                logits[..., columns] = self.columns(hidden, columns)
+                logits[..., columns] = self.part(columns)(hidden)
         return logits

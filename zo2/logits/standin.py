@@ -155,9 +155,9 @@ class Logits:
         functions = self._functions[:-1] if widens else self._functions
         head = self._head
 
-        def product(rows: slice) -> Callable[[slice], torch.Tensor]:
-            hidden = self._hidden[rows]
-            return lambda columns: _applied(functions, head.columns(hidden, columns))
+        def product(columns: slice) -> Callable[[slice], torch.Tensor]:
+            part = head.part(columns)
+            return lambda rows: _applied(functions, part(self._hidden[rows]))
 
         itemsize = self._hidden.element_size()
         loss = crossentropy.cross_entropy(

@@ -170,7 +170,8 @@ def rows_differ(family, dtype, device, tables, kinds=ROUNDS):
                 part = slice(start, min(start + 256, rows))
                 room = matrix.nbytes(part)
                 outs = [torch.full((room,), 7, dtype=torch.uint8, device=device) for _ in expected]
-                fused.perturb_rows(matrix, part, list(enumerate(outs)))
+                source = base[matrix.bytes_of(part)]
+                fused.perturb_rows(matrix, part, source, list(enumerate(outs)))
                 for index, (copy, out) in enumerate(zip(expected, outs, strict=True)):
                     if not matrix.rows_in(out).equal(copy[part]):
                         found.append((name, index, weight.shape, part))

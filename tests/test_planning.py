@@ -316,12 +316,20 @@ def test_passes_wait_within_blocks_only_where_there_is_no_room_for_copies_of_one
     assert smallest.plan.need.activations == step.within
 
 
-def test_blocks_are_divided_where_two_buffers_do_not_fit_beside_a_copy():
+def test_less_memory_takes_embeddings_then_buffers_and_then_divides_blocks():
     built = planning.build("opt-1.3b", "float16")
     steps = [planning.work(built, unit, 1, 2048) for unit in ("block", "leaf")]
     times = []
-    for budget, slots in ((1_350_000_000, 3), (1_250_000_000, 2), (1_200_000_000, 5)):
-        found = planning.predict_first(steps, Placement(budget=budget))
+    for budget, in_host, slots, divided in (
+        (1.35, False, 3, False), (1.25, True, 4, False), (1.1, True, 3, False),
+        (1.0, True, 2, False), (0.95, True, 4, True),
+    ):  # fmt: skip
+        found = planning.predict_first(steps, Placement(budget=int(budget * 1e9)))
         assert found.plan.slots == slots
+        names = {unit.name for unit in found.plan.by_rows}
+        assert names == ({"model.decoder.embed_tokens", "model.decoder.embed_positions"} if in_host
+                         else set())  # fmt: skip
+        blocks = [unit for one in found.plan.parcels for unit in one.units if unit.block == 0]
+        assert (len(blocks) > 1) == divided
         times.append(found.seconds)
     assert times == sorted(times)

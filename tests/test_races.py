@@ -189,14 +189,14 @@ def test_a_wait_that_is_missing_is_noticed(missing, slots, late, monkeypatch):
     losses, _ = train(model, zo2=False)
     load = Slots._load
 
-    def hasty(self, parcel, slot):
+    def hasty(self, unit, slot):
         if missing == "for the way home":
             if slot.unsaved:
                 self._save(slot)
             slot.saving = {}
-        load(self, parcel, slot)
+        load(self, unit, slot)
         if missing == "for the way up":
-            slot.ready = Queued(slot.buffer, parcel.flat, [], happened=True)
+            slot.ready = Queued(slot.buffer, slot.parcel.flat, [], happened=True)
         return slot
 
     monkeypatch.setattr(Slots, "_load", hasty)

@@ -153,6 +153,7 @@ class Work:
     Attributes:
         units: the partition.
         spared: those that need no perturbed copy.
+        heads: those of them that passes are multiplied by.
         activations: bytes that passes need beside weights, if they wait at blocks only.
         within: the same, if they wait at every unit.
         flops: of all passes of one perturbation.
@@ -165,6 +166,7 @@ class Work:
 
     units: list[Unit]
     spared: set[Unit]
+    heads: set[Unit]
     activations: int
     within: int
     flops: float
@@ -210,10 +212,12 @@ def works(
         )
     seen, waiting = dry_run(model, batch, tokens), passes * micro_batches
     head = Head.of(model).module
+    by_rows = {size: spared(seen.units[size], head) for size in sizes}
     return [
         Work(
             units=seen.units[size],
-            spared=spared(seen.units[size], head),
+            spared=by_rows[size],
+            heads={unit for unit in by_rows[size] if head in unit.modules},
             activations=seen.activations("block", waiting),
             within=seen.activations(size, waiting),
             flops=seen.flops * micro_batches,
@@ -291,8 +295,11 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     units = step.units
     streamed = [parcel for parcel in plan.parcels if parcel.streamed]
     trained = [parcel for parcel in streamed if any(unit.trainable for unit in parcel.units)]
-    up = plan.streamed_nbytes
     down = sum(parcel.nbytes for parcel in trained) // every
+    up = sum(parcel.nbytes for parcel in streamed if parcel.copied)
+    # matrices are read to be updated, and once more where passes are multiplied by them
+    up += sum(unit.stored for unit in plan.by_rows) // every
+    up += sum(unit.stored for unit in plan.by_rows & step.heads)
     link = link_time(up, down, machine.up, machine.both)
     if plan.slots == 2:
         link *= machine.two_buffers
@@ -305,7 +312,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     return Prediction(
         plan=plan,
         weights=sum(parcel.nbytes for parcel in plan.parcels),
-        page_locked=up,
+        page_locked=plan.streamed_nbytes,
         up=up,
         down=down,
         every=every,
@@ -337,12 +344,14 @@ def _compute(flops: float, parameters: int, step: Work, machine: Machine) -> flo
 def _idle(plan: Plan, step: Work, machine: Machine, every: int) -> float:
     """Seconds that the link idles each way between a sweep's last update and the next one's first.
 
-    Meanwhile passes go through the last streamed weights and the head, and the host begins anew;
-    both ways together can move what the buffers hold.
+    Meanwhile passes go through the last streamed weights and the head, unless this is streamed too,
+    and the host begins anew; both ways together can move what the buffers hold.
     """
     outside = max((_parameters(u) for u in step.units if u.block is None), default=0)
     last = [one for one in plan.parcels if one.streamed][-1]
     late = sum(map(_parameters, last.units)) + outside
+    if plan.by_rows & step.heads:
+        late = 0
     between = machine.boundary + _compute(2 * late * step.tokens, late, step, machine)
     return max(between - plan.need.slots / machine.both / (1 + 1 / every), 0.0)
 

@@ -204,20 +204,22 @@ class FusedArithmetic:
         return out
 
     def perturb_rows(
-        self, matrix: Matrix, rows: slice, targets: Sequence[tuple[int, torch.Tensor]]
+        self,
+        matrix: Matrix,
+        rows: slice,
+        source: torch.Tensor,
+        targets: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
         layout, changes = matrix.layout, matrix.changes
         parts, which = self._parts.setdefault(layout, {}), layout.weights.index(matrix.weight)
         key = which, rows.start, rows.stop
         if key not in parts:
             parts[key] = _segment_of_rows(matrix.weight, rows, self._device)
-        begin = layout.offsets[which] + rows.start * matrix.columns * matrix.dtype.itemsize
-        part = matrix.base[begin : begin + matrix.nbytes(rows)]
         tables, segments = self.load(changes), parts[key]
-        with torch.cuda.device_of(part):
+        with torch.cuda.device_of(source):
             for first in range(0, len(targets), 2):
                 pair = targets[first : first + 2]
-                self._launch(segments, part, changes, tables, matrix.held, False, pair)
+                self._launch(segments, source, changes, tables, matrix.held, False, pair)
 
     def load(self, changes: Changes) -> Tables:
         """Bring all that ``changes`` says to the device, where kernels will read it."""

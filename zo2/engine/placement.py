@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from itertools import groupby, product
 from typing import NamedTuple
 
 import torch
@@ -245,13 +245,9 @@ class Placement:
         moved = moved_by_block(parcels)
         blocks = [number for number, block in blocks_of(units).items() if is_small(block)]
         most = max((moved[number] for number in blocks), default=0)
-        pairs = list(_by_preference(rooms, slots, most))
         needs = []
-        # embeddings and head take the link less time than it loses with two buffers
-        for few, choice in product((False, True), choices):
+        for pairs, choice in product(_by_preference(rooms, slots, most), choices):
             for room, depth in pairs:
-                if (depth < min(slots, FEWEST)) is not few:
-                    continue
                 least = plan(choice, depth, room).need
                 if least.total <= self.budget:
                     return plan(_keep(choice, self.budget - least.total), depth, room)
@@ -370,17 +366,27 @@ class Rooms(NamedTuple):
     single: int
 
 
-def _by_preference(rooms: Rooms, slots: int, parcels: int) -> Iterable[tuple[int, int]]:
+def _by_preference(rooms: Rooms, slots: int, parcels: int) -> list[list[tuple[int, int]]]:
     """Bytes for copies and numbers of buffers, the better first.
 
     A second copy of blocks spares the GPU some work, and more buffers spare the link some waiting
     between sweeps, which is worth more. Stops within blocks cost most, as long as there are more
     buffers than the ``parcels`` that a block has and that are kept until all passes are through.
+
+    Returns:
+        Groups: it is better to move embeddings and head to host memory than to take a pair of the
+        next one, since that takes the link less time than it loses with two buffers, say.
     """
     depths = range(slots, min(slots, 2) - 1, -1)
-    yield rooms.whole, slots
-    yield from ((rooms.once, depth) for depth in depths if depth > parcels)
-    yield from product((rooms.whole, rooms.double, rooms.single), depths)
+    pairs = [(rooms.whole, slots)]
+    pairs += [(rooms.once, depth) for depth in depths if depth > parcels]
+    pairs += product((rooms.whole, rooms.double, rooms.single), depths)
+
+    def hurts(pair: tuple[int, int]) -> tuple[bool, bool]:
+        room, depth = pair
+        return room < rooms.once, depth < min(slots, FEWEST)
+
+    return [list(group) for _, group in groupby(sorted(pairs, key=hurts), hurts)]
 
 
 def moved_by_block(parcels: Iterable[Parcel]) -> Counter[int | None]:

@@ -7,7 +7,7 @@ computed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 
 from zo2.engine.partition import Unit
 from zo2.engine.placement import tiny_ones
@@ -44,6 +44,6 @@ class Route:
         """What comes after ``unit`` in a sweep."""
         return islice(self.order, self._position[unit] + 1, None)
 
-    def from_then_on(self, unit: Unit) -> Iterator[Unit]:
-        """What comes after ``unit``, in this sweep and then in the next one."""
-        return chain(self.after(unit), islice(self.order, self._position[unit]))
+    def until(self, unit: Unit) -> Iterator[Unit]:
+        """What comes before ``unit`` in a sweep."""
+        return islice(self.order, self._position[unit])

@@ -6,12 +6,10 @@ passes that take different ways (another expert, a skipped block) meet again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
 
 import torch
-from torch import nn
 
 from zo2.engine.abreast import Formation
 from zo2.engine.interrupts import Interrupts
@@ -19,7 +17,8 @@ from zo2.engine.lockstep import Lockstep, Pass
 from zo2.engine.partition import Unit
 from zo2.engine.pending import Pending
 from zo2.engine.route import Route
-from zo2.engine.vocabulary import Matrix, Rows, Served, Vocabulary, part_of
+from zo2.engine.serving import Serving
+from zo2.engine.vocabulary import Vocabulary
 from zo2.engine.weights import Arithmetic
 from zo2.engine.workspace import Small, Workspace
 from zo2.methods import Perturbation
@@ -62,7 +61,9 @@ class Sweep:
         self._pending, self._changes = pending, pending.changes(perturbations)
         self._due, self._ahead, self._one_by_one = due, ahead, one_by_one
         self._whole, self._interrupts = whole, interrupts
-        self._vocabulary = vocabulary
+        self._serving: Serving | None = None
+        if vocabulary is not None:
+            self._serving = Serving(vocabulary, workspace, pending, self._changes)
         # copies of small units
         self._made: dict[Perturbation, dict[Unit, torch.Tensor]] | None = None
         self._held: dict[Perturbation, list[tuple[Unit, list[torch.Tensor]]]] = {}
@@ -79,21 +80,23 @@ class Sweep:
         for unit in self._route.order:
             if unit not in self._store.marks:  # if it is, whoever asks for it is noticed
                 self._store.hide(unit)
+        if self._serving:
+            self._serving.begin(self)
         self._hold()
         with lockstep:
             with formation.fork():
                 for one in lockstep.passes:
-                    self._resume(one)
+                    self.resume(one)
             while waiting := [(one.at, one) for one in lockstep.passes if one.at is not None]:
                 unit = min((at for at, _ in waiting), key=self._route.position)
                 here = [one for at, one in waiting if at is unit]
                 turn(unit.block is not None)
-                if self._is_served(unit, here):
-                    self._serve(unit, here)
+                if self._serving and self._is_served(unit, here):
+                    self._serving.serve(unit, here, formation, self)
                 else:
                     self._visit(unit, here)
         self.write_rest()
-        self._fetch_ahead(self._route.order[-1])
+        self.fetch_ahead(self._route.order[-1])
 
     def write_rest(self) -> None:
         """Store the updated weights of every unit that is due and that no pass has reached."""
@@ -136,7 +139,7 @@ class Sweep:
                 start = at_once * nbytes
                 along = self._take_along(unit, perturbations, start, together, last, kept)
                 bound = [(unit, base, weights), *along]
-                self._fetch_ahead(bound[-1][0])
+                self.fetch_ahead(bound[-1][0])
                 if first == 0 and transfer is self._stream:
                     self._write_ahead()
                 self._go_through(bound, batch)
@@ -162,7 +165,7 @@ class Sweep:
                         for each, views in tensors:
                             self._store.bind(each, views)
                         one.bound = {each for each, _ in tensors}
-                        self._resume(one)
+                        self.resume(one)
         finally:
             for each, _, _ in bound:
                 self._store.hide(each)
@@ -210,7 +213,7 @@ class Sweep:
                 transfer.release(one)
                 del kept[one]
                 if transfer is self._stream:
-                    self._fetch_ahead(one)
+                    self.fetch_ahead(one)
             start = end
         return found
 
@@ -221,115 +224,24 @@ class Sweep:
 
     # -- embeddings and head --------------------------------------------------------------
 
-    def _can_serve(self, unit: Unit, module: nn.Module | None) -> bool:
-        """Whether a pass that enters a unit by this module can be given rows of what is stored."""
-        vocabulary = self._vocabulary
-        return (
-            vocabulary is not None
-            and module in vocabulary.modules
-            and unit not in self._workspace.copied
-            and not self._pending.open
-            and part_of(unit) <= self._workspace.scratch.numel()
-        )
-
     def _is_served(self, unit: Unit, passes: Sequence[Pass]) -> bool:
-        return all(self._can_serve(unit, one.calling) for one in passes)
+        serving = self._serving
+        return serving is not None and all(serving.can_serve(unit, p.calling) for p in passes)
 
-    def _serve(self, unit: Unit, passes: Sequence[Pass]) -> None:
-        """Take passes through an embedding or a head, which is updated but not copied."""
-        base, size = self._workspace.transfer(unit).acquire(unit), part_of(unit)
+    def store(self, unit: Unit, base: torch.Tensor) -> None:
+        """Let a unit's updated weights replace those that are stored, if they have yet to."""
         if self._stores(unit):
             self._transform(unit, base, (), ())
-        [weight], layout = unit.weights, self._store.layouts[unit]
-        matrix = Matrix(weight, layout, base, self._changes, self._pending.held(unit))
-        at_once = min(self._workspace.scratch.numel() // size, len(passes))
-        buffers = self._workspace.copies(0, at_once, size)
-        try:
-            if unit in self._workspace.by_rows:
-                self._share_parts(unit, matrix, passes, buffers)
-                return
-            for first in range(0, len(passes), at_once):
-                with self._formation.fork():
-                    for one, buffer in zip(passes[first : first + at_once], buffers, strict=False):
-                        self._enter(unit, matrix, one, self._parts(matrix, one, buffer))
-        finally:
-            self._store.hide(unit)
 
-    def _share_parts(
-        self,
-        unit: Unit,
-        matrix: Matrix,
-        passes: Sequence[Pass],
-        buffers: Sequence[torch.Tensor],
-    ) -> None:
-        """Take passes through a matrix in host memory: a part of it is read once for all of them.
+    def copy_all(
+        self, unit: Unit, base: torch.Tensor, perturbation: Perturbation
+    ) -> Sequence[torch.Tensor]:
+        """A perturbed copy of all weights of a unit that is used otherwise than by rows."""
+        [copy] = self._transform(unit, base, [perturbation], [self._unforeseen(base)])
+        return self._workspace.tensors(unit, base, copy)
 
-        So a pass waits where it asks for one, until the others do.
-        """
-        assert self._vocabulary is not None
-        asked: dict[Pass, slice] = {}
-        given: dict[Perturbation, torch.Tensor] = {}
-
-        def ask(one: Pass, rows: slice) -> torch.Tensor:
-            asked[one] = rows
-            one.wait()
-            return given[one.perturbation]
-
-        for one in passes:
-            self._enter(unit, matrix, one, partial(ask, one))
-        while asked:
-            rows = min(asked.values(), key=lambda rows: rows.start)
-            waiting = [one for one, wanted in asked.items() if wanted == rows]
-            theirs = dict.fromkeys(one.perturbation for one in waiting)
-            given = self._perturb_rows(matrix, rows, dict(zip(theirs, buffers, strict=False)))
-            for one in waiting:
-                if one.perturbation in given:
-                    del asked[one]
-                    self._resume(one)
-
-    def _perturb_rows(
-        self, matrix: Matrix, rows: slice, buffers: Mapping[Perturbation, torch.Tensor]
-    ) -> dict[Perturbation, torch.Tensor]:
-        """Some rows, as each of these perturbations has them, in its buffer."""
-        assert self._vocabulary is not None
-        size, index = matrix.nbytes(rows), self._changes.perturbations.index
-        targets = [(index(one), buffer[:size]) for one, buffer in buffers.items()]
-        self._vocabulary.arithmetic.perturb_rows(matrix, rows, targets)
-        return {one: matrix.rows_in(buffer[:size]) for one, buffer in buffers.items()}
-
-    def _enter(self, unit: Unit, matrix: Matrix, one: Pass, part: Rows) -> None:
-        """Take a pass into the module of a matrix, of which it is given rows."""
-        assert self._vocabulary is not None
-        self._store.bind(unit, self._workspace.tensors(unit, matrix.base, matrix.base))
-        one.bound = {unit}
-        with self._vocabulary.serving(unit, self._served(unit, matrix, one, part)):
-            self._resume(one)
-
-    def _parts(self, matrix: Matrix, one: Pass, buffer: torch.Tensor) -> Rows:
-        """What gives a pass a part of a matrix at a time, by way of a buffer of its own."""
-        perturbation = one.perturbation
-
-        def part(rows: slice) -> torch.Tensor:
-            return self._perturb_rows(matrix, rows, {perturbation: buffer})[perturbation]
-
-        return part
-
-    def _served(self, unit: Unit, matrix: Matrix, one: Pass, part: Rows) -> Served | None:
-        """What gives a pass rows, where they are not as they are stored."""
-        assert self._vocabulary is not None
-        if not one.perturbation.scale and matrix.held == len(matrix.changes.rounds):
-            return None
-
-        def bind() -> None:
-            copy = self._unforeseen(matrix.base)
-            self._transform(unit, matrix.base, [one.perturbation], [copy])
-            self._store.bind(unit, matrix.layout.views(copy))
-
-        index = self._changes.perturbations.index(one.perturbation)
-        look_up = partial(self._vocabulary.arithmetic.look_up, matrix, index)
-        return Served(look_up, part, bind)
-
-    def _resume(self, one: Pass) -> None:
+    def resume(self, one: Pass) -> None:
+        """Take a pass to where it waits next."""
         for unit, tensors in self._held.get(one.perturbation, ()):
             self._store.bind(unit, tensors)
         with self._formation.lane(one):
@@ -349,10 +261,20 @@ class Sweep:
                 self._held.setdefault(perturbation, []).append((unit, layout.views(flat)))
             transfer.release(unit)
 
-    def _fetch_ahead(self, unit: Unit) -> None:
-        """Fetch what follows ``unit``; after the last one the next sweep's first."""
-        copied = self._workspace.copied
-        self._stream.prefetch(u for u in self._route.from_then_on(unit) if u in copied)
+    def fetch_ahead(self, unit: Unit) -> None:
+        """Fetch what follows ``unit``: other units, parts of the head, the next sweep's units."""
+        parts = self._serving.expected if self._serving else ()
+        self._stream.prefetch(chain(self._after(unit), parts, self._until(unit)))
+
+    def following(self, unit: Unit) -> Iterator[Unit]:
+        """What passes through buffers after ``unit``, in this sweep and then in the next one."""
+        return chain(self._after(unit), self._until(unit))
+
+    def _after(self, unit: Unit) -> Iterator[Unit]:
+        return (one for one in self._route.after(unit) if one in self._workspace.copied)
+
+    def _until(self, unit: Unit) -> Iterator[Unit]:
+        return (one for one in self._route.until(unit) if one in self._workspace.copied)
 
     # -- a unit's weights -----------------------------------------------------------------
 

@@ -26,18 +26,34 @@ from zo2.errors import HostMemoryError
 PIECE = 100_000_000
 
 
-class Transfer(Protocol):
-    """How a sweep gets at a unit's weights on the working device."""
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring rows of a matrix that rests in host memory: brought to be read, never to be
+    written.
 
-    def acquire(self, unit: Unit) -> torch.Tensor:
-        """The unit's flat buffer on the working device, ready for work queued from now on."""
+    Attributes:
+        unit: which has no other weights.
+        rows: the first, and the one after the last.
+        bytes: these, in the unit's buffer.
+    """
+
+    unit: Unit
+    rows: tuple[int, int]
+    bytes: tuple[int, int]
+
+
+class Transfer(Protocol):
+    """How a sweep gets at a unit's weights, or at a part of a matrix, on the working device."""
+
+    def acquire(self, unit: Unit | Part) -> torch.Tensor:
+        """Its flat buffer on the working device, ready for work queued from now on."""
         ...
 
     def written(self, unit: Unit) -> None:
         """The acquired weights were updated by work queued so far: bring them home."""
         ...
 
-    def release(self, unit: Unit) -> None:
+    def release(self, unit: Unit | Part) -> None:
         """No work queued from now on uses the acquired weights: the sweep is past this unit."""
         ...
 
@@ -53,8 +69,12 @@ class Transfer(Protocol):
         """As `release`, for a unit that no pass has reached."""
         ...
 
-    def prefetch(self, units: Iterable[Unit]) -> None:
-        """These units will be acquired next, in this order."""
+    def prefetch(self, units: Iterable[Unit | Part]) -> None:
+        """These will be acquired next, in this order."""
+        ...
+
+    def forget_parts(self) -> None:
+        """Parts are fetched anew from now on, as work queued so far leaves them."""
         ...
 
     never_run: AbstractSet[Unit]  # units that no sweep is expected to reach
@@ -85,13 +105,15 @@ class InPlace:
         self._store = store
         self.never_run: AbstractSet[Unit] = frozenset()
 
-    def acquire(self, unit: Unit) -> torch.Tensor:
+    def acquire(self, unit: Unit | Part) -> torch.Tensor:
+        if isinstance(unit, Part):
+            return self.acquire(unit.unit)[slice(*unit.bytes)]
         return self._store.flats[unit]
 
     def written(self, unit: Unit) -> None:
         pass
 
-    def release(self, unit: Unit) -> None:
+    def release(self, unit: Unit | Part) -> None:
         pass
 
     put_back = release
@@ -102,7 +124,10 @@ class InPlace:
     def has_arrived(self, unit: Unit) -> bool:
         return True
 
-    def prefetch(self, units: Iterable[Unit]) -> None:
+    def prefetch(self, units: Iterable[Unit | Part]) -> None:
+        pass
+
+    def forget_parts(self) -> None:
         pass
 
     def finish(self) -> None:
@@ -132,9 +157,9 @@ class InHost(InPlace):
         self._seen: dict[int, torch.Tensor] = {}  # resting buffers as the device knows them
         self._writes: Event = None  # the end of the last one
 
-    def acquire(self, unit: Unit) -> torch.Tensor:
+    def acquire(self, unit: Unit | Part) -> torch.Tensor:
         flat = super().acquire(unit)
-        if flat.device == self._device:
+        if isinstance(unit, Part) or flat.device == self._device:
             return flat
         address = flat.data_ptr()
         if address not in self._seen:
@@ -167,7 +192,7 @@ class _Slot:
     buffer: torch.Tensor
     parcel: Resting | None = None
     acquired: bool = False
-    to_come: set[Unit] = field(default_factory=set)  # units that the sweep has yet to reach
+    to_come: set[Unit | Part] = field(default_factory=set)  # what the sweep has yet to reach
     reached: bool = False  # whether it has reached any
     ready: Event = None
     used: Event = None  # end of the computation that uses the buffer
@@ -208,15 +233,17 @@ class Slots:
         # with two buffers the way up waits for each way home: this begins unit by unit, and what is
         # home by one copy is filled by one
         self._in_parts = depth <= 2
+        self._parts: dict[Part, Resting] = {}
+        self._changed: Event = None  # end of what may have changed matrices where they rest
         self.never_run: AbstractSet[Unit] = frozenset()
 
-    def acquire(self, unit: Unit) -> torch.Tensor:
-        parcel = self._store.resting[unit]
-        slot = self._holding.get(parcel) or self._load(parcel, self._reclaim())
+    def acquire(self, unit: Unit | Part) -> torch.Tensor:
+        parcel = self._parcel(unit)
+        slot = self._holding.get(parcel) or self._load(unit, self._reclaim())
         slot.acquired = True
         if slot.ready is not None:
             self._lanes.compute_after(slot.ready)
-        return slot.buffer[parcel.bounds[unit]]
+        return slot.buffer[slice(parcel.nbytes) if isinstance(unit, Part) else parcel.bounds[unit]]
 
     def written(self, unit: Unit) -> None:
         parcel = self._store.resting[unit]
@@ -226,34 +253,42 @@ class Slots:
         if self._in_parts or not slot.stale:
             self._save(slot)
 
-    def release(self, unit: Unit) -> None:
+    def release(self, unit: Unit | Part) -> None:
         self.put_back(unit)
-        slot = self._holding[self._store.resting[unit]]
+        slot = self._holding[self._parcel(unit)]
         slot.to_come.discard(unit)
         slot.reached = True
 
     def fetched(self) -> Sequence[Sequence[Unit]]:
         ahead = [s for s in self._slots if s.to_come and not s.reached and not s.acquired]
-        return [tuple(slot.to_come) for slot in ahead]
+        return [tuple(one for one in s.to_come if isinstance(one, Unit)) for s in ahead]
 
     def has_arrived(self, unit: Unit) -> bool:
         slot = self._holding.get(self._store.resting[unit])
         return bool(slot and unit in slot.to_come and self._lanes.has_happened(slot.ready))
 
-    def put_back(self, unit: Unit) -> None:
-        slot = self._holding[self._store.resting[unit]]
+    def put_back(self, unit: Unit | Part) -> None:
+        slot = self._holding[self._parcel(unit)]
         slot.acquired = False
         slot.used = self._lanes.computed()
 
-    def prefetch(self, units: Iterable[Unit]) -> None:
+    def forget_parts(self) -> None:
+        self._changed = self._lanes.computed()
+        for parcel in self._parts.values():
+            if (slot := self._holding.pop(parcel, None)) is not None:
+                slot.used = self._changed if slot.acquired else slot.used
+                slot.parcel, slot.to_come, slot.acquired = None, set(), False
+        self._parts.clear()
+
+    def prefetch(self, units: Iterable[Unit | Part]) -> None:
         for unit in units:
-            parcel = self._store.resting[unit]
+            parcel = self._parcel(unit)
             if parcel in self._holding:
                 continue
             slot = self._idle()
             if slot is None:
                 return
-            self._load(parcel, slot)
+            self._load(unit, slot)
 
     def finish(self) -> None:
         for slot in self._slots:
@@ -279,6 +314,14 @@ class Slots:
     def buffers(self) -> Sequence[torch.Tensor]:
         return [slot.buffer for slot in self._slots]
 
+    def _parcel(self, unit: Unit | Part) -> Resting:
+        if not isinstance(unit, Part):
+            return self._store.resting[unit]
+        if unit not in self._parts:
+            flat = self._store.flats[unit.unit][slice(*unit.bytes)]
+            self._parts[unit] = Resting({}, True, flat)
+        return self._parts[unit]
+
     def _idle(self) -> _Slot | None:
         """A slot whose parcel has been used, the longest ago."""
         for slot in self._slots:
@@ -295,14 +338,16 @@ class Slots:
             slot = next(s for s in reversed(self._slots) if not s.acquired)
         return slot
 
-    def _load(self, parcel: Resting, slot: _Slot) -> _Slot:
+    def _load(self, unit: Unit | Part, slot: _Slot) -> _Slot:
+        parcel = self._parcel(unit)
         if slot.parcel is not None:
             if slot.unsaved:
                 self._save(slot)
             del self._holding[slot.parcel]
         saving = slot.saving.values()
         pieces = [piece for piece, _ in saving] if self._in_parts else []
-        after = [slot.used, self._home.pop(parcel, None)]
+        changed = self._changed if isinstance(unit, Part) else None
+        after = [slot.used, self._home.pop(parcel, None), changed]
         for part in _cut(slice(0, parcel.nbytes), pieces):
             after += [done for piece, done in saving if _overlap(piece, part)][-1:]
             events = [event for event in after if event is not None]
@@ -310,7 +355,8 @@ class Slots:
             after = []  # later copies up, of whatever parcel, come after this one
         beyond = {at: one for at, one in slot.saving.items() if at >= parcel.nbytes}
         slot.parcel, slot.used, slot.saving = parcel, None, beyond
-        slot.to_come, slot.reached = parcel.bounds.keys() - self.never_run, False
+        expected = parcel.bounds.keys() - self.never_run
+        slot.to_come, slot.reached = {unit} if isinstance(unit, Part) else {*expected}, False
         slot.stale = self._trained(parcel)
         self._holding[parcel] = slot
         return slot

@@ -33,9 +33,22 @@ HOOKS = 1  # of the engine's, of either kind, on the module of a unit
 _INTEGERS = torch.int32, torch.int64
 
 
+def rows_within(size: int, row: int) -> int:
+    """How many rows, of ``row`` bytes each, can be perturbed at once where ``size`` bytes fit."""
+    return size // row // GRAIN * GRAIN
+
+
 def rows_of_part(row: int) -> int:
     """How many rows, of so many bytes each, are perturbed at once."""
-    return max(GRAIN, PART // row // GRAIN * GRAIN)
+    return max(GRAIN, rows_within(PART, row))
+
+
+def parts_of(rows: slice, most: int) -> list[slice]:
+    """Rows in as few parts as there can be, each of ``most`` of them at most."""
+    length = rows.stop - rows.start
+    count = -(-length // most)
+    step = -(-length // count // GRAIN) * GRAIN
+    return [slice(at, min(at + step, rows.stop)) for at in range(rows.start, rows.stop, step)]
 
 
 def part_of(unit: Unit) -> int:
@@ -93,10 +106,16 @@ class Matrix:
     def columns(self) -> int:
         return self.weight.shape.shape[1]
 
+    def bytes_of(self, rows: slice) -> slice:
+        """Where some rows lie in the flat buffers."""
+        begin = self.layout.offsets[self.layout.weights.index(self.weight)]
+        row = self.columns * self.dtype.itemsize
+        return slice(begin + rows.start * row, begin + rows.stop * row)
+
     def nbytes(self, rows: slice) -> int:
         """Bytes of some rows."""
-        count: int = rows.stop - rows.start
-        return count * self.columns * self.dtype.itemsize
+        place = self.bytes_of(rows)
+        return int(place.stop - place.start)
 
     def rows_in(self, flat: torch.Tensor) -> torch.Tensor:
         """Rows that lie in 1-D uint8."""
@@ -126,13 +145,18 @@ class RowArithmetic(Protocol):
         ...
 
     def perturb_rows(
-        self, matrix: Matrix, rows: slice, targets: Sequence[tuple[int, torch.Tensor]]
+        self,
+        matrix: Matrix,
+        rows: slice,
+        source: torch.Tensor,
+        targets: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
         """Neighbouring rows, from a multiple of `GRAIN` on, of a multiple of `ALIGNED` columns.
 
         Args:
             matrix: of which.
             rows: which.
+            source: these as they are stored, 1-D uint8.
             targets: (index of a perturbation, 1-D uint8 buffer for its copy) pairs.
         """
         ...

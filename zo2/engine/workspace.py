@@ -11,7 +11,7 @@ import torch
 from zo2.engine.partition import Unit
 from zo2.engine.placement import Plan
 from zo2.engine.store import Layout, Store
-from zo2.engine.transfer import InHost, InPlace, Transfer
+from zo2.engine.transfer import InHost, InPlace, Part, Transfer
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,7 @@ class Workspace:
         stream: what brings these.
         scratch: for perturbed copies: 1-D uint8.
         small: units that have copies of their own, if any do.
+        asked: of matrices in host memory, the parts that passes asked for in the last sweep.
     """
 
     def __init__(self, store: Store, plan: Plan, device: torch.device) -> None:
@@ -67,6 +68,7 @@ class Workspace:
         self.stream = plan.transfer(store, device)
         self._in_place, self._in_host = InPlace(store), InHost(store, device)
         self._is_gpu = device.type == "cuda"
+        self.asked: dict[Unit, list[Part]] = {}
         # views of the same few buffers serve every sweep
         self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}
         self._copies: dict[tuple[int, int, int], list[torch.Tensor]] = {}

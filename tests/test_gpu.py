@@ -43,7 +43,7 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-def wide(family="llama", dtype=torch.float16, layers=6, width=512):
+def wide(family="llama", dtype=torch.float16, layers=6, width=512, **more):
     """Blocks of some megabytes, so that copies take long enough to be overtaken."""
     sizes = {
         "llama": {
@@ -58,7 +58,7 @@ def wide(family="llama", dtype=torch.float16, layers=6, width=512):
             "num_hidden_layers": layers,
         },
     }
-    return tiny(family, dtype=dtype, **sizes[family])
+    return tiny(family, dtype=dtype, **sizes[family], **more)
 
 
 def train(model, steps=12, placement=None, **settings):
@@ -100,8 +100,8 @@ def test_streamed_equals_resident(family, dtype):
 def test_every_family_and_method_streams(family, method):
     model = wide()
     losses, weights = train(model, 4, zo2=False, direction=family, method=method)
-    for every in (1, 3):
-        settings = {"slots": 2, "write_back_every": every}
+    for every, embeddings in ((1, False), (3, False), (3, True)):
+        settings = {"slots": 2, "write_back_every": every, "offload_embeddings": embeddings}
         other_losses, other = train(model, 4, direction=family, method=method, **settings)
         assert losses == other_losses
         assert all(torch.equal(weights[name], other[name]) for name in weights)
@@ -109,7 +109,7 @@ def test_every_family_and_method_streams(family, method):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_model_streams(family, deterministic):
-    """Embeddings and heads that are streamed are perturbed as a whole, the others by rows."""
+    """Embeddings and heads are perturbed by rows, also where these are read in host memory."""
     model = tiny(family, dtype=torch.bfloat16)
     losses, weights = train(model, 4, zo2=False)
     for variant in ({"slots": 2}, {"unit": "leaf"}, {"offload_embeddings": True}):
@@ -177,12 +177,13 @@ def test_first_update_is_the_same_on_cpu_and_gpu():
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-def test_evaluation_generation_and_reading_on_a_streamed_model(tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"offload_embeddings": True}], ids=str)
+def test_evaluation_generation_and_reading_on_a_streamed_model(settings, tmp_path):
     import transformers
 
     model = wide(dtype=torch.float32)
     ids = batch(model, padded=False)["input_ids"]
-    zo2.prepare(model, zo2.ZOConfig(**CUDA))
+    zo2.prepare(model, zo2.ZOConfig(**CUDA, **settings))
     for _ in range(2):
         model(input_ids=ids, labels=ids)
     model.zo_eval()
@@ -477,20 +478,16 @@ def test_another_device_than_the_current_one():
 # -- races ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", ["block", "leaf"])
-@pytest.mark.parametrize("slots", [1, 2, 3])
-@pytest.mark.parametrize("every", [1, None], ids=["home each time", "home in turn"])
-def test_late_copies_and_poisoned_buffers_change_nothing(every, unit, slots, monkeypatch):
+@pytest.fixture
+def late(monkeypatch):
     """Every copy is held up at random, and a buffer is spoilt before it is filled again."""
     import random
 
     from zo2.engine import transfer
     from zo2.engine.lanes import Way
 
-    model = wide()
-    losses, weights = train(model, zo2=False)
     monkeypatch.setattr(transfer, "PIECE", 1 << 20)  # several of a block
-    chance = random.Random(slots)
+    chance = random.Random(0)
     copied = Way.copy
 
     def late(way, to, source, after):
@@ -504,11 +501,59 @@ def test_late_copies_and_poisoned_buffers_change_nothing(every, unit, slots, mon
         return copied(way, to, source, after)
 
     monkeypatch.setattr(Way, "copy", late)
+
+
+@pytest.mark.parametrize("unit", ["block", "leaf"])
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("every", [1, None], ids=["home each time", "home in turn"])
+def test_late_copies_and_poisoned_buffers_change_nothing(every, unit, slots, late):
+    model = wide()
+    losses, weights = train(model, zo2=False)
     for graphs in (False, True):
         settings = {"unit": unit, "slots": slots, "write_back_every": every, "cuda_graphs": graphs}
         other_losses, other = train(model, **settings)
         assert losses == other_losses
         assert all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])  # a head of its own, and a tied one
+@pytest.mark.parametrize("slots", [1, 2, 3, 8])
+@pytest.mark.parametrize("every", [1, 3], ids=["home each time", "home in turn"])
+def test_late_parts_of_a_head_in_host_memory_change_nothing(
+    every, slots, family, late, monkeypatch
+):
+    from zo2.engine import vocabulary
+    from zo2.logits import crossentropy
+
+    monkeypatch.setattr(vocabulary, "PART", 1 << 18)
+    monkeypatch.setattr(crossentropy, "CHUNK", 1 << 16)
+    model = wide(family, vocab_size=2000)
+    losses, weights = train(model, zo2=False)
+    settings = {"slots": slots, "write_back_every": every, "offload_embeddings": True}
+    for more in ({}, {"unit": "leaf", "direction": "gaussian"}, {"cuda_graphs": True}):
+        other_losses, other = train(model, **settings, **more)
+        assert losses == other_losses, more
+        assert all(torch.equal(weights[name], other[name]) for name in weights), more
+
+
+def test_weights_are_read_where_kernels_have_just_written_them():
+    """An update in host memory, by a kernel, is waited for when somebody asks for the weights."""
+    model = wide("opt", vocab_size=50_000)
+    states = []
+    for settings in ({"zo2": False}, {"offload_embeddings": True, "write_back_every": 1}):
+        other = copy.deepcopy(model)
+        zo2.prepare(other, zo2.ZOConfig(**CUDA, **settings))
+        weight = other.get_output_embeddings().weight
+        found = []
+        for _ in range(6):
+            other(**batch(other))
+            found.append(weight.detach().cpu().clone())
+            other.zo_eval()
+            other(**batch(other))
+            found.append(weight.detach().cpu().clone())
+            other.zo_train()
+        states.append(found)
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
 def test_what_waits_for_the_link_goes_home_more_rarely(monkeypatch):

@@ -138,14 +138,16 @@ def test_what_rests_in_host_memory_and_on_the_device_have_the_same_bits(
     assert in_host["perturb_rows"] == asked["perturb_rows"] / 2 > 0
 
 
+@pytest.mark.parametrize("where", ["streamed", "all streamed"])
 @pytest.mark.parametrize("settings", [
     {"method": "fzoo", "directions": 3},
+    {"method": "fzoo", "directions": 3, "write_back_every": 3},
     {"update_window": 3},
     {"weight_decay": 0.1},
     {"direction": "rank1"},
 ])  # fmt: skip
-def test_other_settings_keep_their_bits(settings, train):
-    same(train, tiny("opt", vocab_size=700), placement=WHERE["streamed"], **settings)
+def test_other_settings_keep_their_bits(where, settings, train):
+    same(train, tiny("opt", vocab_size=700), placement=WHERE[where], **settings)
 
 
 @pytest.mark.parametrize("slots", [2, 3, 5])
@@ -193,55 +195,60 @@ def test_nothing_of_a_sweep_outlives_it(train, monkeypatch):
         gc.enable()
 
 
-def test_a_custom_loss_reads_all_logits(train):
+@pytest.mark.parametrize("where", ["streamed", "all streamed"])
+def test_a_custom_loss_reads_all_logits(where, train):
     def step(model, one):
         model.zo_custom_train_loss_fn = lambda model, input_ids, logits, labels, **_: (
             F.cross_entropy(logits.flatten(0, 1), input_ids.flatten())
         )
         return model(**one)
 
-    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE["streamed"], step=step)
+    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE[where], step=step)
     assert asked["perturb_rows"] > 0
 
 
-def test_a_closure_reads_all_logits(train):
+@pytest.mark.parametrize("where", ["streamed", "all streamed"])
+def test_a_closure_reads_all_logits(where, train):
     def step(model, one):
         def closure(first):
             return model(**one).logits.float().square().mean()
 
         return model.zo_step_on([closure], [one])
 
-    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE["streamed"], step=step)
+    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE[where], step=step)
     assert asked["perturb_rows"] > 0
 
 
+@pytest.mark.parametrize("where", ["streamed", "all streamed"])
 @pytest.mark.parametrize("window", [1, 3])
-def test_batches_of_a_new_form_in_the_midst(window, train):
+def test_batches_of_a_new_form_in_the_midst(where, window, train):
     model = tiny("llama", vocab_size=700)
 
     def inputs(seed):
         one = batch(model, seed=seed)
         return one if seed < 2 else {**one, "attention_mask": torch.ones_like(one["input_ids"])}
 
-    same(train, model, inputs=inputs, placement=WHERE["streamed"], update_window=window)
+    same(train, model, inputs=inputs, placement=WHERE[where], update_window=window)
 
 
+@pytest.mark.parametrize("where", ["streamed", "all streamed"])
 @pytest.mark.parametrize(
     ("family", "head"),
     [("bart", "conditional"), ("llama", "sequence"), ("opt", "question")],
 )
-def test_other_heads_keep_their_bits(family, head, train):
-    same(train, tiny(family, head), placement=WHERE["streamed"])
+def test_other_heads_keep_their_bits(where, family, head, train):
+    same(train, tiny(family, head), placement=WHERE[where])
 
 
-def test_autocast_keeps_its_bits(train):
+@pytest.mark.parametrize("where", ["streamed", "all streamed"])
+def test_autocast_keeps_its_bits(where, train):
     """Weights are of twice the size of what the head is given."""
 
     def step(model, one):
         with torch.autocast("cpu", torch.bfloat16):
             return model(**one)
 
-    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE["streamed"], step=step)
+    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE[where], step=step)
     assert asked["perturb_rows"] > 0
 
 
@@ -252,14 +259,16 @@ class Shifted(nn.Embedding):
         return super().forward(ids) + self.weight.mean(0)
 
 
-def test_an_embedding_that_reads_all_of_itself(train):
+@pytest.mark.parametrize("where", ["streamed", "all streamed"])
+def test_an_embedding_that_reads_all_of_itself(where, train):
     model = tiny("llama", vocab_size=700)
     model.model.embed_tokens.__class__ = Shifted
-    asked = same(train, model, placement=WHERE["streamed"])
+    asked = same(train, model, placement=WHERE[where])
     assert asked["look_up"] > 0
 
 
-def test_hooks_of_others_find_perturbed_weights(train):
+@pytest.mark.parametrize("where", ["streamed", "all streamed"])
+def test_hooks_of_others_find_perturbed_weights(where, train):
     seen = {}
 
     def step(by_rows, model, one):
@@ -272,11 +281,12 @@ def test_hooks_of_others_find_perturbed_weights(train):
 
     model = tiny("llama", vocab_size=700)
     for by_rows in (False, True):
-        train(model, by_rows, placement=WHERE["streamed"], step=partial(step, by_rows))
+        train(model, by_rows, placement=WHERE[where], step=partial(step, by_rows))
     assert seen[False] == seen[True] != []
 
 
-def test_modules_keep_the_forward_that_others_gave_them(train):
+@pytest.mark.parametrize("where", ["streamed", "all streamed"])
+def test_modules_keep_the_forward_that_others_gave_them(where, train):
     calls = []
 
     def step(model, one):
@@ -290,12 +300,13 @@ def test_modules_keep_the_forward_that_others_gave_them(train):
         assert [module.forward for module in modules] == given
         return loss
 
-    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE["streamed"], step=step)
+    asked = same(train, tiny("llama", vocab_size=700), placement=WHERE[where], step=step)
     assert asked == {"look_up": 0, "perturb_rows": 0}
     assert len(set(calls)) == 4
 
 
-def test_evaluations_between_steps(train):
+@pytest.mark.parametrize("where", ["streamed", "all streamed"])
+def test_evaluations_between_steps(where, train):
     def step(model, one):
         loss = model(**one)
         model.zo_eval()
@@ -303,7 +314,7 @@ def test_evaluations_between_steps(train):
         model.zo_train()
         return loss + found
 
-    same(train, tiny("llama", vocab_size=700), placement=WHERE["streamed"], step=step)
+    same(train, tiny("llama", vocab_size=700), placement=WHERE[where], step=step)
 
 
 # -- memory ----------------------------------------------------------------------------------

@@ -135,8 +135,9 @@ class Serving:
     def _served(
         self, unit: Unit, matrix: Matrix, one: Pass, part: Rows, walk: Walk
     ) -> Served | None:
-        """What gives a pass rows, where they are not as they are stored."""
-        if not one.perturbation.scale and matrix.held == len(matrix.changes.rounds):
+        """What gives a pass rows, where they are not as they are stored on the device."""
+        as_stored = not one.perturbation.scale and matrix.held == len(matrix.changes.rounds)
+        if as_stored and unit not in self._workspace.by_rows:
             return None
         index = self._changes.perturbations.index(one.perturbation)
         look_up = partial(self._vocabulary.arithmetic.look_up, matrix, index)
@@ -197,22 +198,21 @@ class Serving:
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Some rows as they are stored: brought in as few parts as buffers can hold.
 
-        Where there are no buffers kernels read them in host memory, which takes as long, but
-        nothing else is computed meanwhile.
+        Without buffers kernels read them in host memory, which takes as long, but nothing else is
+        computed meanwhile.
         """
         room = max((one.numel() for one in self._stream.buffers), default=0)
         most = rows_within(room, matrix.nbytes(slice(0, 1)))
-        if not most:
-            yield rows, matrix.base[matrix.bytes_of(rows)]
-            return
-        for some in parts_of(rows, most):
+        through = self._stream if most else self._workspace.transfer(unit)
+        for some in parts_of(rows, most or rows.stop - rows.start):
             place = matrix.bytes_of(some)
             part = Part(unit, (some.start, some.stop), (place.start, place.stop))
-            yield some, self._stream.acquire(part)
-            self._stream.release(part)
-            brought.append(part)
-            self.expected = [one for one in self.expected if one != part]
-            self._stream.prefetch(chain(self.expected, walk.following(unit)))
+            yield some, through.acquire(part)
+            through.release(part)
+            if most:
+                brought.append(part)
+                self.expected = [one for one in self.expected if one != part]
+                self._stream.prefetch(chain(self.expected, walk.following(unit)))
 
     def _perturbed(
         self,

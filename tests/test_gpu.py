@@ -273,6 +273,21 @@ def test_every_budget_gives_the_same_bits(family):
     assert len(streamed) > 2
 
 
+def test_within_little_memory_embeddings_are_read_in_host_memory_with_the_same_bits():
+    model = wide("opt", layers=6, width=1024, vocab_size=50_000)
+    losses, weights = train(model, zo2=False)
+    budget = _least_budget(model) + (48 << 20)
+    other = copy.deepcopy(model)
+    zo2.prepare(other, zo2.ZOConfig(**CUDA, unit="block", device_memory_budget=budget))
+    one = batch(other)
+    found = [other(**one).item() for _ in losses]
+    by_rows = {unit.name for unit in other._zo.engine._workspace.by_rows}
+    assert "model.decoder.embed_tokens" in by_rows
+    assert found == losses
+    state = other.state_dict()
+    assert all(torch.equal(weights[name], state[name].cpu()) for name in weights)
+
+
 def test_a_budget_that_is_too_small_is_an_error_and_leaves_the_model_usable():
     model = wide()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -362,8 +362,9 @@ def test_kernels_compile_without_a_gpu(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("terms", [0, 2])
 @pytest.mark.parametrize("family", [0, 1, 2], ids=["gaussian", "signs", "rank1"])
-def test_looking_up_compiles_without_a_gpu(family, tmp_path, monkeypatch):
+def test_looking_up_compiles_without_a_gpu(family, terms, tmp_path, monkeypatch):
     from zo2.engine import kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -371,12 +372,15 @@ def test_looking_up_compiles_without_a_gpu(family, tmp_path, monkeypatch):
                  "seeds": "*i64", "numbers": "*fp32", "factors": "*i8", "width": "i32",
                  "perturbations": "i32", "terms": "i32", "rounds": "i32", "held": "i32",
                  "which": "i32", "index": "i32", "parts": "i32"}  # fmt: skip
-    constants = {"SEGMENTS": 16, "FAMILY": family, "LENGTH": 1024, "TERMS": 1, "STOCHASTIC": True}
+    constants = {
+        "SEGMENTS": 16, "FAMILY": family, "LENGTH": 1024, "TERMS": terms, "STOCHASTIC": True
+    }  # fmt: skip
     options = {"num_warps": 4, "enable_fp_fusion": False}
     code = machine_code(kernels.looked_up, signature, constants, 90, options)
     assert ".entry looked_up" in code
-    # 14 fused operations a pair of normals, of which each element makes its own
-    assert code.count("fma.rn.f32") == (14 * 1024 // (4 * 32) if family == 0 else 0)
+    # 14 fused operations a pair of normals, of which each element makes its own, of updates, too
+    normals = (2 if terms else 1) if family == 0 else 0
+    assert code.count("fma.rn.f32") == normals * 14 * 1024 // (4 * 32)
 
 
 # -- the cross entropy ------------------------------------------------------------------------

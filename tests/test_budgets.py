@@ -159,7 +159,7 @@ def test_graphs_begin_where_there_is_room_beside_them_for_what_they_replay(more,
 
     step(0)
     engine._usage.activations = engine._usage.outside = 4 * part  # as a GPU would have measured
-    engine.rebudget(SLACK + (20 + more) * part)
+    engine.rebudget(SLACK + (18 + more) * part)
     step(1)
     graphs = partial(BlockGraphs, engine.device, recorded_in(tapes))
     assert engine.replay_blocks(graphs) == begin
@@ -177,7 +177,7 @@ def test_graphs_are_not_given_up_for_a_guess(caplog):
     engine.replay_blocks(partial(BlockGraphs, engine.device, recorded_in([])))
     engine._usage.activations = engine._usage.outside = 4 * part
     for guessed in (True, False):
-        engine._placement = replace(engine._placement, budget=SLACK + 20 * part)
+        engine._placement = replace(engine._placement, budget=SLACK + 18 * part)
         engine._usage.is_guessed = guessed
         engine.rebuild()
         assert ("no room for CUDA graphs" in caplog.text) != guessed

@@ -26,7 +26,7 @@ from zo2.engine.deferral import MOST, Deferral
 from zo2.engine.devicememory import Usage
 from zo2.engine.lanes import HostLanes, Waits
 from zo2.engine.partition import partition
-from zo2.engine.placement import Placement, perturbed_sizes, spread
+from zo2.engine.placement import FEWEST, Placement, perturbed_sizes, spread
 from zo2.engine.store import Store
 from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
@@ -1024,9 +1024,9 @@ def units_of(blocks=6, width=16, size="leaf"):
     return partition(Toy([Mix(width) for _ in range(blocks)], width=width), size)
 
 
-def least(units, slots, outside, others=0):
+def least(units, slots, outside, others=0, fewest=2):
     """Bytes needed if all is streamed, beside so many that are for something else."""
-    fewest = Placement(slots=min(slots, 2), outside=outside, copies=True)
+    fewest = Placement(slots=min(slots, fewest), outside=outside, copies=True)
     return fewest.plan(units, "cpu", others).need.total
 
 
@@ -1059,7 +1059,8 @@ def test_a_plan_fits_its_budget_and_uses_it(budget, slots, size, activations, ou
         assert least(units, slots, True, 1_000 + activations) > budget
         return
     if not outside and any(p.streamed and p.units[0].block is None for p in plan.parcels):
-        assert least(units, slots, False, 1_000 + activations) > budget  # nothing else was left
+        # what else was left would do with two buffers
+        assert least(units, slots, False, 1_000 + activations, FEWEST) > budget
     assert plan.need.total <= budget
     placed = [unit for parcel in plan.parcels for unit in parcel.units]
     assert placed == units

@@ -69,9 +69,10 @@ def filled(layout, device):
 
 def transformed(arithmetic, layout, source, changes, held, write):
     base = source.clone()
-    outs = [torch.zeros_like(base) for _ in changes.perturbations]
+    outs = [base.new_zeros(layout.trained) for _ in changes.perturbations]
     arithmetic.transform(layout, base, changes, held, write, list(enumerate(outs)))
-    return [layout.views(flat) for flat in (base, *outs)]
+    stored = layout.views(base)
+    return [stored, *[layout.copies(flat, stored) for flat in outs]]
 
 
 def differing(family, dtypes, shapes, device, kinds=tuple(UPDATES)):

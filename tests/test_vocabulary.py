@@ -22,6 +22,7 @@ from zo2.engine import vocabulary
 from zo2.engine.lanes import HostLanes
 from zo2.engine.partition import partition
 from zo2.engine.placement import Placement, perturbed_sizes, spared
+from zo2.engine.serving import Serving
 from zo2.engine.sweep import Sweep
 from zo2.engine.vocabulary import servable
 from zo2.engine.weights import TorchArithmetic
@@ -175,6 +176,40 @@ def test_nothing_is_brought_twice(family, slots, train, monkeypatch):
     blocks = sum(parcel.nbytes for parcel in plans[-1].parcels if parcel.copied)
     head = 700 * 32 * 4
     assert brought[-3:] == [blocks + head] * 3
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_frozen_embeddings_and_heads_keep_their_bits(family, where, train, monkeypatch):
+    """Only in host memory have passes to be given their rows, which are as they are stored."""
+    served, kept = [], Serving._share
+
+    def share(serving, unit, *others):
+        served.append(unit.name)
+        kept(serving, unit, *others)
+
+    monkeypatch.setattr(Serving, "_share", share)
+    model = tiny(family, vocab_size=700)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        module.weight.requires_grad_(False)
+    asked = same(train, model, placement=WHERE[where], zo2=where != "resident")
+    names = {"llama": {"model.embed_tokens", "lm_head"}, "opt": {"model.decoder.embed_tokens"}}
+    if where == "all streamed":
+        assert names[family] <= set(served)
+    else:
+        assert not served
+        assert asked["perturb_rows"] == 0
+
+
+def test_frozen_weights_need_no_room_for_copies():
+    model = tiny("llama", vocab_size=7000, tie_word_embeddings=False)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    trained = model.model.layers[0].self_attn.q_proj.weight.requires_grad_()
+    units = partition(model, "block")
+    for known in (frozenset(), spared(units, model.lm_head)):
+        place = partial(Placement(slots=2, copies=True).plan, units, "cuda", spared=known)
+        assert place().need.perturbed == 2 * trained.numel() * trained.element_size()
 
 
 def test_nothing_of_a_sweep_outlives_it(train, monkeypatch):
@@ -374,5 +409,3 @@ def test_what_cannot_be_asked_for_rows_is_not_spared():
     model.lm_head.bias = nn.Parameter(torch.zeros(96))
     names = {unit.name for unit in servable(partition(model, "block"), model.lm_head)}
     assert names == {"model.decoder.embed_positions"}
-    model.model.decoder.embed_positions.weight.requires_grad_(False)
-    assert servable(partition(model, "block"), model.lm_head) == set()

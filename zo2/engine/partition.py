@@ -75,6 +75,11 @@ class Unit:
         """Bytes of its buffer."""
         return sum(weight.stored for weight in self.weights)
 
+    @cached_property
+    def trained(self) -> int:
+        """Bytes of a perturbed copy of it: frozen weights have none."""
+        return sum(weight.stored for weight in self.weights if weight.trainable)
+
     @property
     def trainable(self) -> bool:
         return any(weight.trainable for weight in self.weights)

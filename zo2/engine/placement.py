@@ -223,7 +223,11 @@ class Placement:
         small = small_ones(units) if device == "cuda" else ()
         parcels = _bundle(units, self._movable(units, self.outside), small, spared)
         slots = self._depth(parcels) if device == "cuda" or self.copies else 0
-        rooms = perturbed_sizes(units, device, spared)
+
+        def rooms(parcels: Iterable[Parcel]) -> Rooms:
+            by_rows = (one for one in parcels if one.by_rows)
+            served = {u for one in by_rows for u in one.units if u.trainable or one.streamed}
+            return perturbed_sizes(units, device, served)
 
         def plan(parcels: Sequence[Parcel], slots: int, room: int) -> Plan:
             largest = max((one.nbytes for one in parcels if one.copied), default=0)
@@ -234,9 +238,9 @@ class Placement:
             return Plan(tuple(parcels), slots, need, small)
 
         if self.budget is None:
-            return plan(parcels, slots, rooms.whole)
+            return plan(parcels, slots, rooms(parcels).whole)
         resident = [replace(one, streamed=False) for one in parcels]
-        everything = plan(resident, slots, rooms.whole)
+        everything = plan(resident, slots, rooms(resident).whole)
         if everything.need.total <= self.budget:
             return everything
         choices = [parcels]
@@ -245,9 +249,10 @@ class Placement:
         moved = moved_by_block(parcels)
         blocks = [number for number, block in blocks_of(units).items() if is_small(block)]
         most = max((moved[number] for number in blocks), default=0)
+        ways = [(choice, _by_preference(rooms(choice), slots, most)) for choice in choices]
         needs = []
-        for pairs, choice in product(_by_preference(rooms, slots, most), choices):
-            for room, depth in pairs:
+        for hurts, (choice, pairs) in product(HURTS, ways):
+            for room, depth in pairs.get(hurts, ()):
                 least = plan(choice, depth, room).need
                 if least.total <= self.budget:
                     return plan(_keep(choice, self.budget - least.total), depth, room)
@@ -366,7 +371,14 @@ class Rooms(NamedTuple):
     single: int
 
 
-def _by_preference(rooms: Rooms, slots: int, parcels: int) -> list[list[tuple[int, int]]]:
+# Whether passes stop within small blocks, or use one copy of a large one's parts at a time; and
+# whether there are fewer buffers than `FEWEST`.
+HURTS = ((False, False), (False, True), (True, False), (True, True))
+
+
+def _by_preference(
+    rooms: Rooms, slots: int, parcels: int
+) -> dict[tuple[bool, bool], list[tuple[int, int]]]:
     """Bytes for copies and numbers of buffers, the better first.
 
     A second copy of blocks spares the GPU some work, and more buffers spare the link some waiting
@@ -374,8 +386,8 @@ def _by_preference(rooms: Rooms, slots: int, parcels: int) -> list[list[tuple[in
     buffers than the ``parcels`` that a block has and that are kept until all passes are through.
 
     Returns:
-        Groups: it is better to move embeddings and head to host memory than to take a pair of the
-        next one, since that takes the link less time than it loses with two buffers, say.
+        By what hurts, one of `HURTS`: it is better to move embeddings and head to host memory than
+        to take what hurts more, since that takes the link less time than it loses then.
     """
     depths = range(slots, min(slots, 2) - 1, -1)
     pairs = [(rooms.whole, slots)]
@@ -386,7 +398,7 @@ def _by_preference(rooms: Rooms, slots: int, parcels: int) -> list[list[tuple[in
         room, depth = pair
         return room < rooms.once, depth < min(slots, FEWEST)
 
-    return [list(group) for _, group in groupby(sorted(pairs, key=hurts), hurts)]
+    return {key: list(group) for key, group in groupby(sorted(pairs, key=hurts), hurts)}
 
 
 def moved_by_block(parcels: Iterable[Parcel]) -> Counter[int | None]:
@@ -402,15 +414,17 @@ def perturbed_sizes(
     Without a GPU, which one generation of z would spare work, there is room for the largest unit.
     """
     kept = (unit for unit in units if not unit.held)
-    one = max((part_of(u) if u in spared else u.stored for u in kept), default=0)
-    tiny = max((unit.stored for unit in tiny_ones(units)), default=0)
-    single = max(one, _largest(units) + tiny)
+    one = max((part_of(u) if u in spared else u.trained for u in kept), default=0)
+    tiny = max((unit.trained for unit in tiny_ones(units)), default=0)
+    blocks = blocks_of(units).values()
+    largest = max((unit.trained for block in blocks for unit in block), default=0)
+    single = max(one, largest + tiny)
     if device != "cuda":
         return Rooms(single, single, single, single)
-    double = max(one, 2 * (_largest(units) + tiny))
-    blocks = blocks_of(units).values()
-    small = max((sum(u.stored for u in block) for block in blocks if is_small(block)), default=0)
-    others = _largest(unit for block in blocks if not is_small(block) for unit in block)
+    double = max(one, 2 * (largest + tiny))
+    small = max((sum(u.trained for u in block) for block in blocks if is_small(block)), default=0)
+    large = (unit for block in blocks if not is_small(block) for unit in block)
+    others = max((unit.trained for unit in large), default=0)
     whole = max(double, 2 * (small + tiny))
     once = max(one, small + tiny, 2 * (others + tiny))
     copies = copies_of(small_ones(units))

@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from zo2.engine.abreast import Formation
@@ -136,11 +137,15 @@ class Serving:
         self, unit: Unit, matrix: Matrix, one: Pass, part: Rows, walk: Walk
     ) -> Served | None:
         """What gives a pass rows, where they are not as they are stored on the device."""
-        as_stored = not one.perturbation.scale and matrix.held == len(matrix.changes.rounds)
+        trained = matrix.weight.trainable
+        as_stored = not trained or not (one.perturbation.scale or matrix.rounds_lacking)
         if as_stored and unit not in self._workspace.by_rows:
             return None
         index = self._changes.perturbations.index(one.perturbation)
         look_up = partial(self._vocabulary.arithmetic.look_up, matrix, index)
+        if not trained:
+            [stored] = self._workspace.tensors(unit, matrix.base, matrix.base)
+            look_up = partial(F.embedding, weight=stored)
 
         def bind() -> None:
             copy = walk.copy_all(unit, matrix.base, one.perturbation)
@@ -183,7 +188,10 @@ class Serving:
             waiting = [one for one, wanted in asked.items() if wanted == rows]
             theirs = dict.fromkeys(one.perturbation for one in waiting)
             sources = self._brought(unit, matrix, rows, brought, walk)
-            given = self._perturbed(matrix, rows, sources, dict(zip(theirs, buffers, strict=False)))
+            room = dict(zip(theirs, buffers, strict=False))
+            if not matrix.weight.trainable:  # it is the same for all
+                room = dict.fromkeys(theirs, buffers[0])
+            given = self._perturbed(matrix, rows, sources, room)
             for one in waiting:
                 if one.perturbation in given:
                     del asked[one]
@@ -221,14 +229,17 @@ class Serving:
         sources: Iterable[tuple[slice, torch.Tensor]],
         buffers: Mapping[Perturbation, torch.Tensor],
     ) -> dict[Perturbation, torch.Tensor]:
-        """Some rows, as each of these perturbations has them, in its buffer."""
+        """Some rows, as each of these perturbations has them, in its buffer; frozen ones in the one
+        that all share.
+        """
         index, first = self._changes.perturbations.index, matrix.bytes_of(rows).start
         for some, source in sources:
             place = matrix.bytes_of(some)
-            targets = [
-                (index(one), buffer[place.start - first : place.stop - first])
-                for one, buffer in buffers.items()
-            ]
-            self._vocabulary.arithmetic.perturb_rows(matrix, some, source, targets)
+            at = slice(place.start - first, place.stop - first)
+            if matrix.weight.trainable:
+                targets = [(index(one), buffer[at]) for one, buffer in buffers.items()]
+                self._vocabulary.arithmetic.perturb_rows(matrix, some, source, targets)
+            else:
+                next(iter(buffers.values()))[at].copy_(source)
         size = matrix.nbytes(rows)
         return {one: matrix.rows_in(buffer[:size]) for one, buffer in buffers.items()}

@@ -65,6 +65,15 @@ class Layout:
         """The weights within ``flat`` (1-D uint8, at least `nbytes` long), in their shapes."""
         return [flat[part].view(dtype).view(shape) for part, dtype, shape in self._forms]
 
+    def copies(self, flat: torch.Tensor, base: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """As `views`, of a copy of `trained` bytes; frozen weights are those of ``base``."""
+        return [
+            flat[part].view(dtype).view(shape) if trained else frozen
+            for trained, (part, dtype, shape), frozen in zip(
+                self.trains, self._forms, base, strict=True
+            )
+        ]
+
 
 @dataclass(eq=False)
 class Resting:

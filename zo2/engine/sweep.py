@@ -118,9 +118,9 @@ class Sweep:
             (perturbation, list(group))
             for perturbation, group in groupby(passes, key=lambda one: one.perturbation)
         ]
-        nbytes = self._store.layouts[unit].nbytes
+        nbytes = self._store.layouts[unit].trained
         each = self._whole.get(unit, nbytes)
-        fit = workspace.scratch.numel() // each if each else 1
+        fit = workspace.scratch.numel() // each if each else len(groups)
         at_once = max(1, min(fit, len(groups)))
         copies = workspace.copies(0, at_once, nbytes)
         kept: dict[Unit, torch.Tensor] = {}
@@ -202,12 +202,12 @@ class Sweep:
             tiny = one in self._route.tiny and one not in self._whole
             at_once = unit in self._whole or (together and self._has_arrived(one))
             along = tiny or (at_once and one.block == unit.block)
-            end = start + count * layout.nbytes
+            end = start + count * layout.trained
             if not along or end > self._workspace.scratch.numel():
                 break
             base = kept[one] if one in kept else transfer.acquire(one)
             kept[one] = base
-            copies = self._workspace.copies(start, count, layout.nbytes)
+            copies = self._workspace.copies(start, count, layout.trained)
             found.append((one, base, self._transform(one, base, perturbations, copies)))
             if last:
                 transfer.release(one)

@@ -71,7 +71,7 @@ def servable(units: Sequence[Unit], head: nn.Module | None) -> set[Unit]:
             return False
         [weight] = unit.weights
         shape = weight.shape.shape
-        return weight.trainable and len(shape) == 2 and shape[1] % ALIGNED == 0 and shape[0] > 1
+        return len(shape) == 2 and shape[1] % ALIGNED == 0 and shape[0] > 1
 
     def serves(module: nn.Module, weight: Weight) -> bool:
         known = isinstance(module, nn.Embedding) or module is head
@@ -89,7 +89,7 @@ class Matrix:
     """A matrix as a sweep finds it.
 
     Attributes:
-        weight: which one, trained.
+        weight: which one.
         layout: where the weights of its unit lie in the flat buffers.
         base: these weights, 1-D uint8.
         changes: what the sweep does to weights; there are no open updates.
@@ -116,6 +116,11 @@ class Matrix:
         """Bytes of some rows."""
         place = self.bytes_of(rows)
         return int(place.stop - place.start)
+
+    @property
+    def rounds_lacking(self) -> int:
+        """How many of the rounds ``base`` lacks."""
+        return len(self.changes.rounds) - self.held if self.weight.trainable else 0
 
     def rows_in(self, flat: torch.Tensor) -> torch.Tensor:
         """Rows that lie in 1-D uint8."""

@@ -65,7 +65,7 @@ class Arithmetic(Protocol):
             held: how many of the rounds ``base`` has.
             write: whether the weights after the last round replace ``base``.
             targets: (index of a perturbation, 1-D uint8 buffer for its copy) pairs. Frozen
-                weights are left out of the copies.
+                weights, which lie behind the others, are left out of the copies.
         """
         ...
 
@@ -103,7 +103,8 @@ class TorchArithmetic:
     ) -> None:
         lacking = changes.rounds[held:]
         perturbations = [changes.perturbations[index] for index, _ in targets]
-        tensors, copies = layout.views(base), [layout.views(flat) for _, flat in targets]
+        tensors = layout.views(base)
+        copies = [layout.copies(flat, tensors) for _, flat in targets]
         trained = [k for k, is_trained in enumerate(layout.trains) if is_trained]
         # the largest first: should memory run out, it does before any weight has changed
         trained.sort(key=lambda k: -tensors[k].numel())

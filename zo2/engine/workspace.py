@@ -101,15 +101,10 @@ class Workspace:
 
     def tensors(self, unit: Unit, base: torch.Tensor, flat: torch.Tensor) -> list[torch.Tensor]:
         """A unit's weights in ``flat``; the frozen ones, which have no copies, in ``base``."""
-        views = self._view(unit, flat)
         layout = self.store.layouts[unit]
         if flat is base or not layout.has_frozen:
-            return views
-        stored = self._view(unit, base)
-        return [
-            perturbed if trained else frozen
-            for trained, perturbed, frozen in zip(layout.trains, views, stored, strict=True)
-        ]
+            return self._view(unit, flat)
+        return layout.copies(flat, self._view(unit, base))
 
     def copies(self, start: int, count: int, nbytes: int) -> list[torch.Tensor]:
         """Room in `scratch` for ``count`` copies of so many bytes, from byte ``start`` on."""

@@ -256,12 +256,13 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
 
 
 def _plan(step: Work, placement: Placement, context: int) -> Plan:
-    """Where weights rest, by where passes wait."""
+    """Where weights rest, by where passes wait: within blocks, if there is room for nothing else."""
     place = partial(placement.plan, step.units, "cuda", context, spared=step.spared)
-    plan = place(step.activations)
-    if _waits_within(step, plan):
-        return place(step.within)
-    return plan
+    with suppress(DeviceMemoryError):
+        plan = place(step.activations)
+        if not _waits_within(step, plan):
+            return plan
+    return place(step.within)
 
 
 def _waits_within(step: Work, plan: Plan) -> set[int]:

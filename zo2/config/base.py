@@ -52,8 +52,8 @@ class ZOSettings:
             again as passes need. ``None`` tries passes through streamed blocks once steps have
             waited for the host, if a tenth of the GPU's memory is free or a budget has room, and
             goes on with it if steps are faster.
-        offload_embeddings: stream also what lies outside the blocks (embeddings, head); a memory
-            budget that is too small for these does so by itself.
+        offload_embeddings: keep also what lies outside the blocks (embeddings, head) in host
+            memory; a memory budget that has too little room for these does so by itself.
         direction: family of the random direction z: ``"gaussian"``, ``"rademacher"``,
             ``"rank1"``, or any registered family.
         seed: seed of the whole run; ``None`` draws one from torch's global generator, so that

@@ -256,7 +256,7 @@ def predict(step: Work, placement: Placement, machine: Machine = H200) -> Predic
 
 
 def _plan(step: Work, placement: Placement, context: int) -> Plan:
-    """Where weights rest, by where passes wait: within blocks, if there is room for nothing else."""
+    """Where weights rest, by where passes wait: within blocks, if nothing else has room."""
     place = partial(placement.plan, step.units, "cuda", context, spared=step.spared)
     with suppress(DeviceMemoryError):
         plan = place(step.activations)

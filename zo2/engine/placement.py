@@ -146,9 +146,14 @@ class Plan:
         return {unit for one in self.parcels if one.streamed for unit in one.units}
 
     @property
+    def copied(self) -> set[Unit]:
+        """What of it passes through buffers."""
+        return {unit for one in self.parcels if one.copied for unit in one.units}
+
+    @property
     def by_rows(self) -> set[Unit]:
         """What of it kernels read where it rests, by rows."""
-        return {unit for one in self.parcels if one.streamed and one.by_rows for unit in one.units}
+        return self.streamed - self.copied
 
     @property
     def streamed_nbytes(self) -> int:
@@ -164,11 +169,10 @@ class Plan:
 
     def transfer(self, store: Store, device: torch.device) -> Transfer:
         """What brings streamed units to ``device``, apart from those that are read by rows."""
-        copied = self.streamed - self.by_rows
-        if not copied or not self.slots:
+        if not self.copied or not self.slots:
             return InPlace(store)
         lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
-        return Slots(store, copied, self.slots, device, lanes)
+        return Slots(store, self.copied, self.slots, device, lanes)
 
 
 NOTHING = Plan((), 0, Need(context=0, activations=0, perturbed=0, slots=0, resident=0))

@@ -96,7 +96,7 @@ class Sweep:
                 else:
                     self._visit(unit, here)
         self.write_rest()
-        self.fetch_ahead(self._route.order[-1])
+        self._fetch_ahead(self._route.order[-1])
 
     def write_rest(self) -> None:
         """Store the updated weights of every unit that is due and that no pass has reached."""
@@ -139,7 +139,7 @@ class Sweep:
                 start = at_once * nbytes
                 along = self._take_along(unit, perturbations, start, together, last, kept)
                 bound = [(unit, base, weights), *along]
-                self.fetch_ahead(bound[-1][0])
+                self._fetch_ahead(bound[-1][0])
                 if first == 0 and transfer is self._stream:
                     self._write_ahead()
                 self._go_through(bound, batch)
@@ -213,7 +213,7 @@ class Sweep:
                 transfer.release(one)
                 del kept[one]
                 if transfer is self._stream:
-                    self.fetch_ahead(one)
+                    self._fetch_ahead(one)
             start = end
         return found
 
@@ -261,7 +261,7 @@ class Sweep:
                 self._held.setdefault(perturbation, []).append((unit, layout.views(flat)))
             transfer.release(unit)
 
-    def fetch_ahead(self, unit: Unit) -> None:
+    def _fetch_ahead(self, unit: Unit) -> None:
         """Fetch what follows ``unit``: other units, parts of the head, the next sweep's units."""
         parts = self._serving.expected if self._serving else ()
         self._stream.prefetch(chain(self._after(unit), parts, self._until(unit)))

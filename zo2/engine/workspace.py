@@ -44,8 +44,8 @@ class Workspace:
     Attributes:
         store: as given.
         streamed: the units that rest elsewhere than on the device.
-        by_rows: those of them that kernels read there, by rows.
-        copied: the others.
+        copied: those of them that pass through buffers, if there are any.
+        by_rows: the others, which kernels read where they rest.
         stream: what brings these.
         scratch: for perturbed copies: 1-D uint8.
         small: units that have copies of their own, if any do.
@@ -54,8 +54,7 @@ class Workspace:
 
     def __init__(self, store: Store, plan: Plan, device: torch.device) -> None:
         self.store = store
-        self.streamed, self.by_rows = plan.streamed, plan.by_rows
-        self.copied = self.streamed - self.by_rows
+        self.streamed, self.copied, self.by_rows = plan.streamed, plan.copied, plan.by_rows
         copies = torch.empty(plan.need.perturbed, dtype=torch.uint8, device=device)
         self.scratch, rest = copies[: plan.room], copies[plan.room :]
         self.small: Small | None = None

@@ -70,6 +70,7 @@ class Workspace:
         self.asked: dict[Unit, list[Part]] = {}
         # views of the same few buffers serve every sweep
         self._views: dict[tuple[Unit, int], list[torch.Tensor]] = {}
+        self._mixed: dict[tuple[Unit, int, int], list[torch.Tensor]] = {}
         self._copies: dict[tuple[int, int, int], list[torch.Tensor]] = {}
 
     @property
@@ -103,7 +104,10 @@ class Workspace:
         layout = self.store.layouts[unit]
         if flat is base or not layout.has_frozen:
             return self._view(unit, flat)
-        return layout.copies(flat, self._view(unit, base))
+        key = unit, flat.data_ptr(), base.data_ptr()
+        if key not in self._mixed:
+            self._mixed[key] = layout.copies(flat, self._view(unit, base))
+        return self._mixed[key]
 
     def copies(self, start: int, count: int, nbytes: int) -> list[torch.Tensor]:
         """Room in `scratch` for ``count`` copies of so many bytes, from byte ``start`` on."""

@@ -299,7 +299,7 @@ def _predict(plan: Plan, step: Work, machine: Machine, every: int) -> Prediction
     down = sum(parcel.nbytes for parcel in trained) // every
     up = sum(parcel.nbytes for parcel in streamed if parcel.copied)
     # matrices are read to be updated, and once more where passes are multiplied by them
-    up += sum(unit.stored for unit in plan.by_rows) // every
+    up += sum(unit.trained for unit in plan.by_rows) // every
     up += sum(unit.stored for unit in plan.by_rows & step.heads)
     link = link_time(up, down, machine.up, machine.both)
     if plan.slots == 2:

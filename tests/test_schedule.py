@@ -12,6 +12,7 @@ from tests.test_engine import assert_same
 from tests.virtual import OPT_1_3B, OPT_13B, Clock, Machine, VirtualLanes, train
 from zo2.engine.deferral import MOST
 from zo2.engine.lanes import Waits
+from zo2.engine.serving import Serving
 from zo2.engine.sweep import Sweep
 from zo2.engine.transfer import Slots
 
@@ -69,7 +70,10 @@ def test_a_small_copy_gets_in_after_the_one_under_way():
 def test_the_harness_does_not_disturb_results():
     shape = replace(OPT_1_3B, blocks=4)
     plain = train(shape, H200, 6, direction="rademacher", blocks=frozenset())
-    for where in ({}, {"slots": 2, "unit": "leaf"}, {"slots": 1, "write_back_every": 3}):
+    for where in (
+        {}, {"slots": 2, "unit": "leaf"}, {"slots": 1, "write_back_every": 3},
+        {"slots": 2, "outside": True, "by_rows": True},
+    ):  # fmt: skip
         streamed = train(shape, H200, 6, direction="rademacher", **where)
         assert streamed.losses == plain.losses
         assert_same(plain.weights, streamed.weights)
@@ -109,6 +113,31 @@ def test_small_buffers_for_parts_of_blocks_keep_the_link_busier_than_two_large_o
     """Eight take a third more memory than two."""
     many, two = (over_bound(OPT_1_3B, unit=u, slots=n) for u, n in (("leaf", 8), ("block", 2)))
     assert many <= 1.05 < two
+
+
+IN_HOST = {"by_rows": True, "outside": True}  # the embedding
+
+
+@pytest.mark.parametrize(("slots", "most"), [(2, 1.12), (3, 1.04), (4, 1.01)])
+def test_an_embedding_in_host_memory_comes_at_the_speed_of_the_link(slots, most):
+    """Twice in a sweep: its parts for the head, and in every fourth one all of it to be updated."""
+    streamed = run(OPT_1_3B, H200, slots=slots, **IN_HOST)
+    blocks, words = OPT_1_3B.blocks * OPT_1_3B.block_bytes, 206e6
+    assert streamed.bytes("up") == pytest.approx(blocks + words * (1 + 1 / MOST), rel=0.01)
+    assert streamed.bytes("home") == pytest.approx((blocks + words) / MOST, rel=0.01)
+    assert over_bound(OPT_1_3B, slots=slots, **IN_HOST) <= most
+
+
+def test_parts_that_are_not_fetched_ahead_take_longer(monkeypatch):
+    begin = Serving.begin
+
+    def expecting_none(serving, walk):
+        begin(serving, walk)
+        serving.expected = []
+
+    before = run(OPT_1_3B, H200, slots=3, **IN_HOST).settled()
+    monkeypatch.setattr(Serving, "begin", expecting_none)
+    assert train(OPT_1_3B, H200, slots=3, **IN_HOST).settled() > 1.2 * before
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,12 @@ from torch import nn
 import zo2
 from zo2 import planning
 from zo2.assembly import arithmetic_for
-from zo2.engine import placement, transfer, zerocopy
+from zo2.engine import placement, transfer, vocabulary, zerocopy
 from zo2.engine.lanes import CudaLanes
 from zo2.engine.placement import Placement, Plan
+from zo2.engine.vocabulary import Matrix
 from zo2.engine.weights import Arithmetic
+from zo2.logits import crossentropy
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Machine:
     """What an H200 on PCIe 5 x16 takes, in seconds and bytes (benchmarks/README.md).
 
     Attributes:
+        in_place: bytes per second, each way, of a kernel that updates weights in host memory.
         alone: bytes per second of one direction of the link while the other one is idle.
         both: bytes per second of each direction while both are busy.
         slower: by how much the GPU is slower than that.
@@ -46,6 +49,7 @@ class Machine:
         copying: seconds of Python to queue a copy.
     """
 
+    in_place: float = 41e9
     alone: float = planning.H200.up
     both: float = planning.H200.both
     slower: float = 1.0
@@ -245,6 +249,42 @@ class _VirtualArithmetic:
         self.real.transform(*args)
 
 
+class _VirtualRows(_VirtualArithmetic):
+    """The same by rows, which are taken out of a copy of all."""
+
+    def transform(self, *args: Any) -> None:
+        layout, *_, targets = args
+        if targets or layout.nbytes * self.scale < LARGE:
+            super().transform(*args)
+            return
+        nbytes = layout.nbytes * self.scale  # the embedding's, where it rests
+        for way in ("up", "home"):
+            self.clock.moved[way] += nbytes
+        self.clock.compute(nbytes / self.clock.machine.in_place)
+        self.real.transform(*args)
+
+    def look_up(self, matrix: Matrix, index: int, ids: torch.Tensor) -> torch.Tensor:
+        self.clock.python(self.clock.machine.queueing)
+        self.clock.compute(LOOK_UP)
+        return self._copy(matrix, index)[ids]
+
+    def perturb_rows(
+        self, matrix: Matrix, rows: slice, source: torch.Tensor, targets: Sequence[Any]
+    ) -> None:
+        self.clock.python(self.clock.machine.queueing)
+        weights, updates = source.nbytes * self.scale / 2, matrix.rounds_lacking
+        self.clock.compute(self.clock.machine.arithmetic(weights, updates, len(targets)))
+        for index, out in targets:
+            out.copy_(self._copy(matrix, index)[rows].reshape(-1).view(torch.uint8))
+
+    def _copy(self, matrix: Matrix, index: int) -> torch.Tensor:
+        out, layout, held = torch.empty_like(matrix.base), matrix.layout, matrix.held
+        self.real.transform(layout, matrix.base, matrix.changes, held, False, [(index, out)])
+        return layout.views(out)[0]
+
+
+LARGE = 2e8  # bytes: no unit of a block of OPT-1.3B is as large as its embedding
+LOOK_UP = 0.9e-3  # seconds, beside copies up
 PARTS = (1, 1, 1, 1, 4, 4)  # pages of a block's weights: four of attention, two of the rest
 PAGE = 4096  # bytes, the least that goes home by itself
 WIDTH = 16
@@ -281,6 +321,9 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(block() for _ in range(shape.blocks))
         self.head = nn.Linear(WIDTH, shape.words, bias=False)
         self.head.weight = self.embed.weight
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor]:
         x = self.embed(input_ids)
@@ -320,6 +363,7 @@ def train(
     budget: float | None = None,
     unit: str = "block",
     direction: str = "ones",
+    by_rows: bool = False,
     **where: Any,
 ) -> Run:
     """Steps of MeZO on a model of ``shape``, in the machine's time.
@@ -331,6 +375,7 @@ def train(
         budget: bytes of the GPU's memory, of which its context and activations take nothing.
         unit: ``"block"`` or ``"leaf"``.
         direction: of the updates; ``"ones"`` takes least time to make.
+        by_rows: whether the arithmetic can perturb rows of the embedding.
         where: arguments of `Placement`.
     """
     clock = Clock(machine)
@@ -346,7 +391,8 @@ def train(
         return numbers.tolist()
 
     def arithmetic(*args: Any) -> Arithmetic:
-        return _VirtualArithmetic(arithmetic_for(*args), clock, scale)
+        kind = _VirtualRows if by_rows else _VirtualArithmetic
+        return kind(arithmetic_for(*args), clock, scale)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(placement, "HostLanes", partial(VirtualLanes, clock, scale))
@@ -356,9 +402,12 @@ def train(
             (transfer, ("PIECE",)),
             (placement, ("IN_FLIGHT", "IN_FLIGHT_WITHIN_BUDGET", "SMALL_BLOCK")),
             (placement, ("SLACK", "MOST_SLACK")),
+            (vocabulary, ("PART",)),
+            (crossentropy, ("CHUNK",)),
         ):
             for name in names:
                 patch.setattr(module, name, round(getattr(module, name) / scale))
+        patch.setattr(vocabulary, "GRAIN", 8)
         config = zo2.ZOConfig(
             working_device="cpu", seed=7, lr=1e-4, unit=unit, debug_mode=direction == "ones",
             **({} if direction == "ones" else {"direction": direction}),

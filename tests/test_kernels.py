@@ -153,10 +153,9 @@ def rows_differ(family, dtype, device, tables, kinds=ROUNDS):
         # torch sums several rank1 directions in a matrix product's own order
         loose = family == "rank1" and name == "unequal rounds"
         whole = fused if loose else TorchArithmetic(get_family(family), True)
-        copies = [layout.views(torch.zeros_like(base)) for _ in PERTURBATIONS]
-        flats = [views[0].new_empty(0).set_(views[0].untyped_storage()) for views in copies]
-        targets = [(i, flat.view(torch.uint8)) for i, flat in enumerate(flats)]
-        whole.transform(layout, base, changes, held, False, targets)
+        flats = [torch.zeros_like(base) for _ in PERTURBATIONS]
+        whole.transform(layout, base, changes, held, False, list(enumerate(flats)))
+        copies = [layout.views(flat) for flat in flats]
         for k, weight in enumerate(layout.weights):
             matrix = Matrix(weight, layout, base, changes, held)
             expected = [views[k] for views in copies]

@@ -16,7 +16,7 @@ from torch import nn
 import zo2
 from tests.test_engine import CPU, assert_same
 from tests.tiny import FAMILIES, batch, tiny
-from tests.virtual import VirtualPlacement
+from tests.virtual import VirtualPlacement, copy_of
 from zo2.directions import get_family
 from zo2.engine import vocabulary
 from zo2.engine.lanes import HostLanes
@@ -37,20 +37,15 @@ class ByRows(TorchArithmetic):
         super().__init__(*args)
         self.asked = {"look_up": 0, "perturb_rows": 0}
 
-    def _copy(self, matrix, index):
-        out, layout = torch.empty_like(matrix.base), matrix.layout
-        self.transform(layout, matrix.base, matrix.changes, matrix.held, False, [(index, out)])
-        return layout.views(out)[layout.weights.index(matrix.weight)]
-
     def look_up(self, matrix, index, ids):
         self.asked["look_up"] += 1
-        return self._copy(matrix, index)[ids]
+        return copy_of(self, matrix, index)[ids]
 
     def perturb_rows(self, matrix, rows, source, targets):
         self.asked["perturb_rows"] += 1
         assert source.equal(matrix.base[matrix.bytes_of(rows)])
         for index, out in targets:
-            part = self._copy(matrix, index)[rows]
+            part = copy_of(self, matrix, index)[rows]
             assert out.numel() == part.numel() * part.element_size()
             out.copy_(part.reshape(-1).view(torch.uint8))
 
@@ -409,3 +404,6 @@ def test_what_cannot_be_asked_for_rows_is_not_spared():
     model.lm_head.bias = nn.Parameter(torch.zeros(96))
     names = {unit.name for unit in servable(partition(model, "block"), model.lm_head)}
     assert names == {"model.decoder.embed_positions"}
+    model.model.decoder.embed_positions.weight.requires_grad_(False)
+    frozen = {unit.name for unit in servable(partition(model, "block"), model.lm_head)}
+    assert frozen == names  # its rows are as they are stored

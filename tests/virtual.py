@@ -266,7 +266,7 @@ class _VirtualRows(_VirtualArithmetic):
     def look_up(self, matrix: Matrix, index: int, ids: torch.Tensor) -> torch.Tensor:
         self.clock.python(self.clock.machine.queueing)
         self.clock.compute(LOOK_UP)
-        return self._copy(matrix, index)[ids]
+        return copy_of(self.real, matrix, index)[ids]
 
     def perturb_rows(
         self, matrix: Matrix, rows: slice, source: torch.Tensor, targets: Sequence[Any]
@@ -275,12 +275,15 @@ class _VirtualRows(_VirtualArithmetic):
         weights, updates = source.nbytes * self.scale / 2, matrix.rounds_lacking
         self.clock.compute(self.clock.machine.arithmetic(weights, updates, len(targets)))
         for index, out in targets:
-            out.copy_(self._copy(matrix, index)[rows].reshape(-1).view(torch.uint8))
+            part = copy_of(self.real, matrix, index)[rows]
+            out.copy_(part.reshape(-1).view(torch.uint8))
 
-    def _copy(self, matrix: Matrix, index: int) -> torch.Tensor:
-        out, layout, held = torch.empty_like(matrix.base), matrix.layout, matrix.held
-        self.real.transform(layout, matrix.base, matrix.changes, held, False, [(index, out)])
-        return layout.views(out)[0]
+
+def copy_of(arithmetic: Arithmetic, matrix: Matrix, index: int) -> torch.Tensor:
+    """A perturbed copy of all of a matrix, out of which rows can be taken."""
+    out, layout, held = torch.empty_like(matrix.base), matrix.layout, matrix.held
+    arithmetic.transform(layout, matrix.base, matrix.changes, held, False, [(index, out)])
+    return layout.views(out)[layout.weights.index(matrix.weight)]
 
 
 LARGE = 2e8  # bytes: no unit of a block of OPT-1.3B is as large as its embedding

@@ -350,9 +350,8 @@ def _idle(plan: Plan, step: Work, machine: Machine, every: int) -> float:
     """
     outside = max((_parameters(u) for u in step.units if u.block is None), default=0)
     last = [one for one in plan.parcels if one.streamed][-1]
-    late = sum(map(_parameters, last.units)) + outside
-    if plan.by_rows & step.heads:
-        late = 0
+    head_too = bool(plan.by_rows & step.heads)
+    late = 0 if head_too else sum(map(_parameters, last.units)) + outside
     between = machine.boundary + _compute(2 * late * step.tokens, late, step, machine)
     return max(between - plan.need.slots / machine.both / (1 + 1 / every), 0.0)
 

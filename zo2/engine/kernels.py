@@ -83,7 +83,12 @@ def _words(seeds, index, counter, parameter, purpose):
 def _signs_of_block(seeds, index, lane, block, parameter, purpose):
     """The words that hold the signs of a block of 8192 elements, 32 in each lane's."""
     w0, w1, w2, w3 = _counted(seeds, index, lane, block // 4 * _LANES, parameter, purpose)
-    plane = block % 4
+    return _of_plane(w0, w1, w2, w3, block % 4)
+
+
+@triton.jit
+def _of_plane(w0, w1, w2, w3, plane):
+    """One of the four words of each counter."""
     return tl.where(plane == 0, w0, tl.where(plane == 1, w1, tl.where(plane == 2, w2, w3)))
 
 
@@ -457,7 +462,7 @@ def _z_at(
 def _word_at(seeds, index, counter, plane, parameter, purpose):
     """Of each counter (int64) the word of one plane, under the seed at ``index``."""
     w0, w1, w2, w3 = _words(seeds, index, counter, parameter, purpose)
-    return tl.where(plane == 0, w0, tl.where(plane == 1, w1, tl.where(plane == 2, w2, w3)))
+    return _of_plane(w0, w1, w2, w3, plane)
 
 
 @functools.partial(

@@ -15,7 +15,6 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from zo2.engine.abreast import Formation
 from zo2.engine.lockstep import Pass
@@ -88,6 +87,8 @@ class Serving:
     def begin(self, walk: Walk) -> None:
         """Update matrices in host memory that are due, before any part of them is fetched."""
         workspace = self._workspace
+        if not workspace.by_rows:
+            return
         for unit in workspace.by_rows:
             walk.store(unit, workspace.transfer(unit).acquire(unit))
         self._stream.forget_parts()
@@ -98,10 +99,10 @@ class Serving:
             for part in parts
         ]
 
-    def can_serve(self, unit: Unit, module: nn.Module | None) -> bool:
-        """Whether a pass that enters a unit by this module can be given rows of what is stored."""
+    def can_serve(self, unit: Unit, passes: Sequence[Pass]) -> bool:
+        """Whether passes that are about to enter a unit can be given rows of what is stored."""
         return (
-            module in self._vocabulary.modules
+            all(one.calling in self._vocabulary.modules for one in passes)
             and unit not in self._workspace.copied
             and not self._pending.open
             and part_of(unit) <= self._workspace.scratch.numel()

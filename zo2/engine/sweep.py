@@ -91,7 +91,7 @@ class Sweep:
                 unit = min((at for at, _ in waiting), key=self._route.position)
                 here = [one for at, one in waiting if at is unit]
                 turn(unit.block is not None)
-                if self._serving and self._is_served(unit, here):
+                if self._serving and self._serving.can_serve(unit, here):
                     self._serving.serve(unit, here, formation, self)
                 else:
                     self._visit(unit, here)
@@ -223,10 +223,6 @@ class Sweep:
         return unit in self._workspace.copied and not frozen and self._stream.has_arrived(unit)
 
     # -- embeddings and head --------------------------------------------------------------
-
-    def _is_served(self, unit: Unit, passes: Sequence[Pass]) -> bool:
-        serving = self._serving
-        return serving is not None and all(serving.can_serve(unit, p.calling) for p in passes)
 
     def store(self, unit: Unit, base: torch.Tensor) -> None:
         """Let a unit's updated weights replace those that are stored, if they have yet to."""

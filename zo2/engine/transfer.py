@@ -386,12 +386,13 @@ class Slots:
 
 def _pieces(part: slice, about: int) -> list[slice]:
     """Equal ones of ``about`` so many bytes, each but the last a multiple of a page."""
-    size = part.stop - part.start
-    count = max(round(size / about), 1)
-    step = -(-size // count // 4096) * 4096
-    return [
-        slice(start, min(start + step, part.stop)) for start in range(part.start, part.stop, step)
-    ]
+    return equal_parts(part, max(round((part.stop - part.start) / about), 1), 4096)
+
+
+def equal_parts(whole: slice, count: int, grain: int) -> list[slice]:
+    """``count`` parts, or fewer, each but the last a multiple of ``grain``."""
+    step = -(-(whole.stop - whole.start) // count // grain) * grain
+    return [slice(at, min(at + step, whole.stop)) for at in range(whole.start, whole.stop, step)]
 
 
 def _cut(whole: slice, pieces: Iterable[slice]) -> list[slice]:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from zo2.engine.partition import Unit, Weight
 from zo2.engine.record import reads_values
 from zo2.engine.store import Layout
+from zo2.engine.transfer import equal_parts
 from zo2.engine.weights import Changes
 
 Rows = Callable[[slice], torch.Tensor]  # some rows of a matrix, as a pass's weights are
@@ -45,10 +46,7 @@ def rows_of_part(row: int) -> int:
 
 def parts_of(rows: slice, most: int) -> list[slice]:
     """Rows in as few parts as there can be, each of ``most`` of them at most."""
-    length = rows.stop - rows.start
-    count = -(-length // most)
-    step = -(-length // count // GRAIN) * GRAIN
-    return [slice(at, min(at + step, rows.stop)) for at in range(rows.start, rows.stop, step)]
+    return equal_parts(rows, -(-(rows.stop - rows.start) // most), GRAIN)
 
 
 def part_of(unit: Unit) -> int:
